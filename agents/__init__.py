@@ -1,0 +1,1 @@
+"""Thin adapters between Faust's streams and the pure core: read, call one function, forward."""

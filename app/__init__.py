@@ -1,0 +1,3 @@
+"""Settings, transport, the build of each stage, and the command line."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What starts iotflow and the servers around it."""

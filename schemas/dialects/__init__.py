@@ -1,0 +1,73 @@
+"""Dialects: one file each for what devices speak, found by looking, never registered by hand.
+
+A dialect's module has `MATCH`, `decode(payload, meta)`, `EXAMPLES` and, where the simulator can speak it, `encode`.
+Adding one is adding a file here; its tests are its `EXAMPLES`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from types import ModuleType
+from typing import Final
+
+from msgspec import Struct
+
+from schemas.reading import Reading, Rejected
+from schemas.wire import Headers
+
+HEADER_DIALECT: Final = "iotflow-dialect"
+
+Decode = Callable[[bytes, "Meta"], Sequence[Reading | Rejected]]
+
+
+class Meta(Struct, frozen=True):
+    """What a decoder may know besides the payload; `received` is the record's own time, aware UTC."""
+
+    topic: str
+    key: bytes | None
+    headers: Headers
+    received: datetime
+
+
+class Match(Struct, frozen=True):
+    """How a dialect is chosen: by its name in the `iotflow-dialect` header or a topic's settings, else by topic."""
+
+    name: str
+    topics: Sequence[str] = ()
+
+
+class Example(Struct, frozen=True):
+    """A payload, and what decoding it must give; the reason alone where a `Rejected` is expected."""
+
+    payload: bytes
+    gives: Sequence[Reading | str]
+
+
+@cache
+def load() -> Mapping[str, ModuleType]:
+    """Every dialect's module by name.
+
+    Raises `RuntimeError` when two claim one name or one topic.
+    """
+    found: dict[str, ModuleType] = {}
+    topics: dict[str, str] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        match: Match = module.MATCH
+        if match.name in found:
+            raise RuntimeError(f"two dialects are called {match.name!r}")
+        found[match.name] = module
+        for topic in match.topics:
+            if topics.setdefault(topic, match.name) != match.name:
+                raise RuntimeError(f"topic {topic!r} is claimed by {topics[topic]!r} and {match.name!r}")
+    return found
+
+
+def choose(topic: str, headers: Headers, by_topic: Mapping[str, str]) -> str:
+    """The name of the dialect for a record: its header's, else its topic's; `''` when nothing says."""
+    for name, value in headers:
+        if name == HEADER_DIALECT and value is not None:
+            return value.decode("utf-8", "replace")
+    return by_topic.get(topic, "")

@@ -1,0 +1,69 @@
+"""Wire version 1: how a reading travels on the decoded topic."""
+
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Final, NamedTuple
+
+import msgspec
+
+from schemas.reading import Reading, RejectedError
+
+VERSION: Final = b"1"
+HEADER_VERSION: Final = "iotflow-v"
+HEADER_SRC: Final = "iotflow-src"
+HEADER_INGEST_MS: Final = "iotflow-ingest-ms"
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+#: A reading to the bytes of its record's value; the inverse of `read`.
+write = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Reading).decode
+
+
+class Source(NamedTuple):
+    """Where a reading came from: the raw record, and which reading of it (0-based)."""
+
+    topic: str
+    partition: int
+    offset: int
+    index: int
+
+    def text(self) -> str:
+        """As it stands in the `iotflow-src` header."""
+        return f"{self.topic}/{self.partition}/{self.offset}/{self.index}"
+
+
+def headers(source: str, ingest_ms: int) -> list[tuple[str, bytes]]:
+    """The headers of a decoded record; `ingest_ms` is when the raw record was received (epoch, ms)."""
+    return [
+        (HEADER_VERSION, VERSION),
+        (HEADER_SRC, source.encode()),
+        (HEADER_INGEST_MS, b"%d" % ingest_ms),
+    ]
+
+
+def read(value: bytes | None) -> Reading:
+    """The reading in a decoded record's value.
+
+    Raises `RejectedError` with reason `wire` when it is not one.
+    """
+    if value is None:
+        raise RejectedError("wire", "the record has no value")
+    try:
+        reading = _decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RejectedError("wire", str(error)) from error
+    time = reading.time
+    if time.tzinfo is None:
+        raise RejectedError("wire", "time has no zone")
+    if time.tzinfo is not UTC:
+        return msgspec.structs.replace(reading, time=time.astimezone(UTC))
+    return reading
+
+
+def ingest_ms(record_headers: Headers, default: int) -> int:
+    """The receive time a record's headers carry, or `default`; milliseconds since the epoch."""
+    for name, value in record_headers:
+        if name == HEADER_INGEST_MS and value is not None and value.isdigit():
+            return int(value)
+    return default

@@ -1,0 +1,120 @@
+"""The contract between delivery and a destination. A sink writes and classifies; `sinks.delivery` does the rest."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+
+from msgspec import Struct
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.reading import Reading, Rejected
+
+Payload = TypeVar("Payload")
+
+INTEGER_TYPES: Final = frozenset({"INT32", "INT64"})
+_LIMIT: Final[Mapping[str, int]] = {"INT32": 2**31, "INT64": 2**63}
+
+
+class Retry(Struct, frozen=True):
+    """The destination is away or busy: the same batch again, after `after_s` seconds or delivery's own back-off."""
+
+    why: str
+    after_s: float | None = None
+
+
+class Reject(Struct, frozen=True):
+    """Something in the batch can never be stored; delivery bisects to find it."""
+
+    rejected: Rejected
+
+
+class Fatal(Struct, frozen=True):
+    """No batch can be stored until a person acts (wrong password, no such database); `remedy` says how."""
+
+    remedy: str
+
+
+Verdict = Retry | Reject | Fatal
+
+
+class PartialWriteError(Exception):
+    """Raised by `write`: the batch's readings at these indexes can never be stored.
+
+    Delivery dead-letters them and writes all the others again, so whether those were stored does not matter.
+    """
+
+    def __init__(self, rejected: Mapping[int, Rejected]) -> None:
+        super().__init__(f"{len(rejected)} of the batch's readings were refused")
+        self.rejected = rejected
+
+
+class Prepared(Struct, Generic[Payload], frozen=True):
+    """A batch in the form its destination takes; `rejected` are the readings (by index) that no form exists for."""
+
+    payload: Payload
+    rows: int
+    rejected: Mapping[int, Rejected]
+
+
+class SinkSettings(BaseModel):
+    """What every sink can be told; a sink's file adds its own. `PREFIX` begins its environment variables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    PREFIX: ClassVar[str]
+    STAGE: ClassVar[str]
+    PORT: ClassVar[int]
+
+    batch_size: int = Field(5000, ge=1, le=1_000_000, description="readings in a batch")
+    batch_timeout: float = Field(0.02, gt=0, le=3600, description="seconds a batch waits after its first reading")
+    write_timeout: float = Field(30.0, gt=0, le=600, description="seconds before a write counts as failed")
+
+
+class Sink(Protocol[Payload]):
+    """A destination. Delivery calls one method at a time, and `close` in any case.
+
+    `write` must be idempotent on (measurement, device_id, channel, metric, time), the last of a batch winning: what
+    is delivered twice must change nothing.
+    """
+
+    name: str
+
+    async def open(self) -> None:
+        """Connect; may be called again after it failed or after `close`."""
+
+    async def close(self) -> None:
+        """Let go of everything; may be called at any time, any number of times."""
+
+    async def probe(self) -> None:
+        """Do what `write` does, without data; raises what `write` would."""
+
+    def prepare(self, readings: Sequence[Reading]) -> Prepared[Payload]:
+        """Encode a batch; pure, so it can run while another batch is being written."""
+
+    async def write(self, payload: Payload) -> None:
+        """Store a prepared batch; when it returns, all of it is durable."""
+
+    def classify(self, error: BaseException) -> Verdict:
+        """What an error of any other method means."""
+
+
+class Readable(Protocol):
+    """What tests, checks and exports read back."""
+
+    def scan(self, *, measurement: str | None = None, device_id: str | None = None,
+             start: datetime | None = None, end: datetime | None = None) -> AsyncIterator[Reading]:
+        """Every stored reading in (device, time) order, `start` inclusive, `end` exclusive."""
+
+    async def count(self) -> int:
+        """How many values (metrics of readings) are stored."""
+
+
+def integer_type(types: Mapping[str, str], measurement: str, metric: str) -> str | None:
+    """The integer type (`INT32`, `INT64`) set for a metric by `measurement.metric` or `metric`, or None."""
+    name = types.get(f"{measurement}.{metric}") or types.get(metric)
+    return name if name in INTEGER_TYPES else None
+
+
+def out_of_type(kind: str, value: Any) -> bool:
+    """Whether a value cannot be stored exactly as integer type `kind`."""
+    return value.__class__ is not int or not -_LIMIT[kind] <= value < _LIMIT[kind]
