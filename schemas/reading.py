@@ -71,6 +71,6 @@ def flaw(reading: Reading) -> Rejected | None:
     for metric, value in reading.values.items():
         if not metric:
             return Rejected("missing_field", "a metric has no name")
-        if value.__class__ is float and not math.isfinite(value):  # type: ignore[arg-type]
+        if value.__class__ is float and not math.isfinite(value):
             return Rejected("not_finite", f"{metric} is {value}, which is not a number a store can hold")
     return None

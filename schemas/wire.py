@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -18,19 +18,6 @@ Headers = Sequence[tuple[str, bytes | None]]
 #: A reading to the bytes of its record's value; the inverse of `read`.
 write = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Reading).decode
-
-
-class Source(NamedTuple):
-    """Where a reading came from: the raw record, and which reading of it (0-based)."""
-
-    topic: str
-    partition: int
-    offset: int
-    index: int
-
-    def text(self) -> str:
-        """As it stands in the `iotflow-src` header."""
-        return f"{self.topic}/{self.partition}/{self.offset}/{self.index}"
 
 
 def headers(source: str, ingest_ms: int) -> list[tuple[str, bytes]]:
@@ -53,6 +40,8 @@ def read(value: bytes | None) -> Reading:
         reading = _decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RejectedError("wire", str(error)) from error
+    if not reading.device_id or not reading.measurement or not reading.values:
+        raise RejectedError("wire", "device_id, measurement and values must not be empty")
     time = reading.time
     if time.tzinfo is None:
         raise RejectedError("wire", "time has no zone")

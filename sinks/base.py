@@ -101,8 +101,14 @@ class Sink(Protocol[Payload]):
 class Readable(Protocol):
     """What tests, checks and exports read back."""
 
-    def scan(self, *, measurement: str | None = None, device_id: str | None = None,
-             start: datetime | None = None, end: datetime | None = None) -> AsyncIterator[Reading]:
+    def scan(
+        self,
+        *,
+        measurement: str | None = None,
+        device_id: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> AsyncIterator[Reading]:
         """Every stored reading in (device, time) order, `start` inclusive, `end` exclusive."""
 
     async def count(self) -> int:

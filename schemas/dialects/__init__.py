@@ -1,6 +1,8 @@
 """Dialects: one file each for what devices speak, found by looking, never registered by hand.
 
-A dialect's module has `MATCH`, `decode(payload, meta)`, `EXAMPLES` and, where the simulator can speak it, `encode`.
+A dialect's module has `MATCH`, `decode(payload, meta)` and `EXAMPLES`; where the simulator can speak it, also
+`encode(reading)`, the inverse of `decode`; `WALKS`, a `Walk` for each metric of the first example; and `SPOILED`, by
+the reason that `decode` must give, the fields that make the first example bad (`msgspec.UNSET` takes one away).
 Adding one is adding a file here; its tests are its `EXAMPLES`.
 """
 
@@ -43,6 +45,18 @@ class Example(Struct, frozen=True):
 
     payload: bytes
     gives: Sequence[Reading | str]
+
+
+class Walk(Struct, frozen=True):
+    """How a simulated metric moves: between two values, `step` at most from one reading to the next.
+
+    `odd` is where it is when something is wrong, still inside what `decode` believes.
+    """
+
+    low: float
+    high: float
+    step: float
+    odd: tuple[float, float]
 
 
 @cache

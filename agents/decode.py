@@ -1,0 +1,194 @@
+"""The decode stage: raw chunks to the decoded topic and the dead letters."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from agents.held import chunks
+from schemas.decoding import Decoded, Decoder, Item
+from sinks.ceiling import Ceiling
+from sinks.delivery import Held, Letters
+
+log = logging.getLogger(__name__)
+
+#: Chunks at once: one is decoded while the broker acknowledges the others.
+_IN_FLIGHT = 3
+
+
+class Sent(Protocol):
+    """A batch on its way."""
+
+    async def done(self) -> Sequence[Any]:
+        """Wait for the broker; the items it refused for their size."""
+
+
+class Producer(Protocol):
+    """What forwarding needs of `app.produce.BatchProducer`."""
+
+    async def send(self, topic: str, partitions: Mapping[int, list[Item]]) -> Sequence[Sent]:
+        """Queue batches, in order."""
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions a topic has."""
+
+
+class Telemetry(Protocol):
+    """What forwarding tells of itself, per chunk."""
+
+    def decoded(self, records: int, readings: int, rejected: int) -> None:
+        """A chunk was decoded, produced and acknowledged; `rejected` counts letters."""
+
+    def dead(self, reason: str, letters: int) -> None:
+        """Letters were sent."""
+
+    def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
+        """The ceiling tripped."""
+
+
+class Forwarder:
+    """Decodes chunks and produces what they give; a chunk is acknowledged when the broker has all of it.
+
+    `fault` is called with an error after which this process cannot go on (nothing is acknowledged by then).
+    """
+
+    def __init__(  # noqa: PLR0913  the collaborators, each replaceable in a test
+        self,
+        decoder: Decoder,
+        topic: str,
+        producer: Producer,
+        letters: Letters,
+        telemetry: Telemetry,
+        fault: Callable[[BaseException], None],
+        *,
+        ceiling: Ceiling | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.topic = topic
+        self.producer = producer
+        self.letters = letters
+        self.telemetry = telemetry
+        self.fault = fault
+        self.limit = ceiling or Ceiling()
+        self._slots = asyncio.Semaphore(_IN_FLIGHT)
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._generation = -1
+        self._released = False
+
+    async def start(self, producer: Producer) -> None:
+        """Learn how many partitions the decoded topic really has."""
+        self.decoder.partitions = await producer.partitions(self.topic)
+
+    async def run(self) -> None:
+        """Nothing to do beside the chunks: each is a task of its own."""
+        await asyncio.Event().wait()
+
+    async def put(self, held: Held) -> None:
+        """Take a chunk over; waits while enough of them are in flight."""
+        if held.generation > self._generation:
+            self._generation = held.generation
+            self._end_drain()
+        try:
+            await self._slots.acquire()
+        except asyncio.CancelledError:
+            held.release()
+            raise
+        if self._released or held.generation < self._generation:
+            self._slots.release()
+            held.release()
+            return
+        task = asyncio.create_task(self._forward(held))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._done, held))
+
+    def _done(self, held: Held, task: asyncio.Task[bool]) -> None:
+        # Not in `_forward` itself: a task that is cancelled before its first step runs none of its code.
+        self._tasks.discard(task)
+        if task.cancelled() or not task.result():
+            held.release()
+        self._slots.release()
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is put now will be handled."""
+        return not self.limit.tripped
+
+    def drain(self, deadline: float) -> None:
+        """Finish what is held by `deadline` (of `time.monotonic`) and let the rest go. Returns at once."""
+        self._stop_timer()  # of a drain that no chunk has ended: it would release the next generation's
+        delay = 0.0 if self.limit.tripped else max(0.0, deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._release)
+
+    def _release(self) -> None:
+        self._released = True
+        for task in self._tasks:
+            task.cancel()
+
+    def _end_drain(self) -> None:
+        self._released = False
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _forward(self, held: Held) -> bool:
+        """Whether it was acknowledged."""
+        settled = False
+        try:
+            # In turn, so that a device's readings stay in the order in which they were received.
+            async with self._turn:
+                if self.limit.tripped:
+                    await asyncio.Event().wait()  # until drained: a restart is what goes on from here
+                decoded = self.decoder(held.records, time.time_ns() // 1_000_000)
+                sent = await self.producer.send(self.topic, decoded.items)
+            await self._acknowledged(sent)
+            await self.letters.send(decoded.letters)
+            held.ack()
+            settled = True
+            self._count(held, decoded)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self.fault(error)  # not our doing: let go in silence, it would hold its partition's commits for ever
+        except Exception as error:  # noqa: BLE001  nothing may leave a task unseen
+            self.fault(error)
+        return settled
+
+    async def _acknowledged(self, sent: Sequence[Sent]) -> None:
+        for batch in sent:
+            if await batch.done():
+                raise RuntimeError(f"{self.topic} refuses records for their size: run iotflow topics apply")
+
+    def _count(self, held: Held, decoded: Decoded) -> None:
+        self.telemetry.decoded(len(held.records), decoded.readings, len(decoded.letters))
+        self.limit.good(decoded.good)
+        reasons: dict[str, int] = {}
+        for dead, device in zip(decoded.letters, decoded.devices, strict=True):
+            reasons[dead.reason] = reasons.get(dead.reason, 0) + 1
+            if dead.reason != "unknown_device":
+                self.limit.rejected(device)
+        for reason, count in reasons.items():
+            self.telemetry.dead(reason, count)
+        if self.limit.tripped:
+            self.telemetry.ceiling(True)
+            log.error(
+                "the ceiling tripped: most records are refused, so intake is stopped",
+                extra={"remedy": "see the dead letters; restart the worker to go on"},
+            )
+
+
+def decode(forwarder: Forwarder) -> Callable[[Any], Awaitable[None]]:
+    """The agent that feeds the forwarder."""
+
+    async def agent(stream: Any) -> None:
+        async for held in chunks(stream):
+            await forwarder.put(held)
+
+    return agent

@@ -1,0 +1,96 @@
+"""From settings to a Faust app that runs one stage. Building does no I/O; starting does."""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import faust
+from mode import Service
+
+from app import health, logs, preflight, transport
+from app.kafka import client_args, faust_args
+from app.produce import BatchProducer
+from app.runtime import Runtime
+from app.settings import Settings
+from app.stages import make
+from app.telemetry import Telemetry
+
+_MIN_FETCH_BYTES = 64 * 1024
+_PREFETCH_BYTES = 16 * 1024 * 1024
+
+
+class StageApp(faust.App):
+    """A Faust app of one stage, with its runtime as the first service to start and the last to stop."""
+
+    runtime: Runtime
+    transport_limits: dict[str, int]
+
+    def on_init_dependencies(self) -> Iterable[Any]:
+        """Faust's services, after ours."""
+        services: list[Service] = [self.runtime] if hasattr(self, "runtime") else []
+        return chain(services, super().on_init_dependencies())
+
+
+def app_options(stage: str, settings: Settings) -> dict[str, Any]:
+    """How Faust is set for a stage; each value that is not Faust's default is measured or has its reason here."""
+    partitions = settings.topics.partitions * max(1, len(settings.topics.raw))
+    return {
+        "id": settings.app_id(stage),
+        **faust_args(settings),
+        "datadir": preflight.data_dir(stage, settings),
+        "autodiscover": False,
+        "broker_commit_interval": settings.commit_interval,
+        "broker_commit_every": 1_000_000,  # a commit inside the fetch loop stalls intake
+        "broker_max_poll_interval": transport.MAX_POLL_INTERVAL_S,
+        "broker_max_poll_records": None,  # a number caps the sum over partitions
+        "broker_session_timeout": settings.session_timeout,
+        "broker_heartbeat_interval": settings.heartbeat_interval,
+        "broker_rebalance_timeout": settings.rebalance_timeout,
+        "broker_request_timeout": max(90.0, settings.session_timeout),
+        "consumer_auto_offset_reset": "earliest",  # what was produced before the first start counts too
+        "consumer_max_fetch_size": max(
+            _MIN_FETCH_BYTES,
+            min(settings.fetch_bytes, _PREFETCH_BYTES // partitions),
+            settings.topics.max_message_bytes,
+        ),
+        "logging_config": logs.config(settings, stage),
+        "stream_buffer_maxsize": transport.QUEUED_CHUNKS,
+        "stream_wait_empty": True,
+        "table_standby_replicas": 0,
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "web_bind": settings.bind(stage),
+        "web_port": settings.port(stage),
+        "web_tables_enabled": False,
+        "worker_redirect_stdouts": False,
+    }
+
+
+def transport_limits(settings: Settings) -> dict[str, int]:
+    """The transport's bounds, by the names of `app.transport.Consumer`."""
+    return {
+        "chunk_records": settings.chunk_records,
+        "chunk_bytes": settings.chunk_bytes,
+        "max_inflight_bytes": settings.max_inflight_bytes,
+        "max_inflight_records": settings.channel_size,
+    }
+
+
+def build(stage: str, settings: Settings) -> StageApp:
+    """The app of a stage. Raises `ValueError` for a name that is no stage."""
+    producer = BatchProducer(client_args(settings), max_message_bytes=settings.topics.max_message_bytes)
+    app = StageApp(**app_options(stage, settings))
+    telemetry = Telemetry(stage)
+
+    def fault(error: BaseException) -> None:
+        app.runtime.fault(error)
+
+    parts = make(stage, settings, producer, telemetry, fault)
+    telemetry.sink = parts.sink
+    app.transport_limits = transport_limits(settings)
+    app.runtime = Runtime(app, stage, parts, settings, producer, telemetry)
+    topic = app.topic(*parts.topics, schema=transport.ChunkSchema(), acks=True)
+    app.agent(topic, name=stage, concurrency=1)(parts.agent)
+    health.register(app, app.runtime)
+    app.on_worker_init.connect(lambda *_args, **_kwargs: preflight.check(stage, settings), weak=False)
+    return app

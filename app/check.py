@@ -1,0 +1,155 @@
+"""Did everything arrive, once, and as it was sent? Compares a ledger with the stores and the dead letters."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from msgspec import Struct
+
+from app import ledger
+from app.kafka import client_args
+from app.settings import Settings
+from schemas.reading import Reading
+from sinks import registry
+
+Place = tuple[str, str, str, Any]
+
+
+class Finding(Struct):
+    """What one place holds of a ledger: how many it should, lacks, holds changed, and holds besides.
+
+    `repeated` counts dead letters that were sent again: the same letter, by its id.
+    """
+
+    expected: int = 0
+    missing: int = 0
+    different: int = 0
+    unexpected: int = 0
+    repeated: int = 0
+    examples: list[str] = []
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is there exactly once, by content, and nothing else."""
+        return self.missing == self.different == self.unexpected == 0
+
+
+class Report(Struct):
+    """The whole comparison."""
+
+    stores: dict[str, Finding]
+    letters: Finding
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was lost, doubled, changed or wrongly refused."""
+        return self.letters.ok and all(store.ok for store in self.stores.values())
+
+
+def _place(reading: Reading) -> Place:
+    return (reading.measurement, reading.device_id, reading.channel, reading.time)
+
+
+async def store(sink: Any, path: Path) -> Finding:
+    """Compare an open sink with a ledger: within the ledger's span of time they must be equal."""
+    wanted: dict[Place, Reading] = {_place(reading): reading for reading in ledger.readings(path)}
+    found = Finding(expected=len(wanted))
+    if not wanted:
+        return found
+    devices = {reading.device_id for reading in wanted.values()}
+    start = min(reading.time for reading in wanted.values())
+    end = max(reading.time for reading in wanted.values()) + timedelta(microseconds=1)
+    async for reading in sink.scan(start=start, end=end):
+        expected = wanted.pop(_place(reading), None)
+        if expected is None:
+            # Somebody else's device is not this ledger's business; a second row of one of its own is.
+            if reading.device_id in devices:
+                found.unexpected += 1
+                _example(found.examples, f"unexpected: {reading}")
+        elif expected != reading:
+            found.different += 1
+            _example(found.examples, f"sent {expected}, stored {reading}")
+    found.missing = len(wanted)
+    for reading in list(wanted.values())[:3]:
+        _example(found.examples, f"missing: {reading}")
+    return found
+
+
+async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int, int] | None = None) -> Finding:
+    """Compare the dead-letter topic, from offsets `since` on (all by default), with a ledger of raw `topic`."""
+    wanted = {f"decode:{topic}/{bad.partition}/{bad.offset}/0": bad.sha256 for bad in ledger.rejects(path)}
+    found = Finding(expected=len(wanted))
+    seen: set[str] = set()
+    for record in await tail(settings, settings.topics.dead_letters, since):
+        identity = (record.key or b"").decode()
+        if identity in seen:
+            found.repeated += 1
+        elif identity not in wanted:
+            found.unexpected += 1
+            headers = {name: value for name, value in record.headers if name.startswith("iotflow-dlq-")}
+            _example(found.examples, f"unexpected: {identity} {headers}")
+        elif hashlib.sha256(record.value or b"").hexdigest() != wanted[identity]:
+            found.different += 1
+            _example(found.examples, f"other bytes: {identity}")
+        seen.add(identity)
+    lost = [identity for identity in wanted if identity not in seen]
+    found.missing = len(lost)
+    for identity in lost[:3]:
+        _example(found.examples, f"missing: {identity}")
+    return found
+
+
+async def ends(settings: Settings, topic: str) -> dict[int, int]:
+    """The end offset of each partition of a topic, now."""
+    consumer = AIOKafkaConsumer(**client_args(settings))
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(topic, number) for number in await _partitions(consumer, topic)]
+        return {tp.partition: offset for tp, offset in (await consumer.end_offsets(partitions)).items()}
+    finally:
+        await consumer.stop()
+
+
+async def tail(settings: Settings, topic: str, since: Mapping[int, int] | None = None) -> list[Any]:
+    """All records of a topic from offsets `since` on (the beginning by default) to its present end."""
+    consumer = AIOKafkaConsumer(**client_args(settings), auto_offset_reset="earliest", enable_auto_commit=False)
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(topic, number) for number in await _partitions(consumer, topic)]
+        consumer.assign(partitions)
+        end = await consumer.end_offsets(partitions)
+        for tp in partitions:
+            consumer.seek(tp, (since or {}).get(tp.partition, 0))
+        records: list[Any] = []
+        while any([await consumer.position(tp) < end[tp] for tp in partitions]):
+            for batch in (await consumer.getmany(timeout_ms=500)).values():
+                records += batch
+        return records
+    finally:
+        await consumer.stop()
+
+
+async def compare(settings: Settings, path: Path, topic: str, since: Mapping[int, int] | None = None) -> Report:
+    """Compare every store and the dead letters with a ledger of what was sent to raw `topic`."""
+    stores: dict[str, Finding] = {}
+    for name, module in registry.load().items():
+        sink = module.Sink(settings.sinks[name], settings.types)
+        await sink.open()
+        try:
+            stores[name] = await store(sink, path)
+        finally:
+            await sink.close()
+    return Report(stores, await letters(settings, path, topic, since))
+
+
+async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[int]:
+    await consumer._client._wait_on_metadata(topic)  # noqa: SLF001  aiokafka has no public way to ask for one topic
+    return sorted(consumer.partitions_for_topic(topic) or ())
+
+
+def _example(examples: list[str], text: str) -> None:
+    if len(examples) < 5:  # noqa: PLR2004  a few are enough to see what is wrong
+        examples.append(text)

@@ -1,0 +1,115 @@
+"""`iotflow config`: check the settings, show them, list every variable."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # at run time it would make --help wait for pydantic
+    from pydantic.fields import FieldInfo
+
+
+@click.group("config")
+def command() -> None:
+    """Check, show and explain the settings, which are environment variables."""
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@click.pass_obj
+def check(env: Mapping[str, str] | None, *, as_json: bool) -> None:
+    """Say everything that is wrong with the environment; exit status 2 when anything is."""
+    from app.settings import SettingsError, load
+
+    try:
+        notices, problems = load(env).notices, list[str]()
+    except SettingsError as error:
+        notices, problems = [], error.problems
+    if as_json:
+        click.echo(json.dumps({"ok": not problems, "problems": problems, "notices": notices}, indent=2))
+    else:
+        for line in problems:
+            click.echo(line, err=True)
+        for line in [*([] if problems else ["ok"]), *(f"notice: {notice}" for notice in notices)]:
+            click.echo(line)
+    if problems:
+        sys.exit(2)
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@click.pass_obj
+def show(env: Mapping[str, str] | None, *, as_json: bool) -> None:
+    """Show every setting, its value and where that came from; secrets as ***."""
+    from app.settings import SettingsError, load
+
+    try:
+        settings = load(env)
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    shown = settings.public()
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    rows = [("SETTING", "VALUE", "FROM")]
+    rows += [(path, _text(item["value"]), item["source"]) for path, item in shown.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for path, value, source in rows:
+        click.echo(f"{path:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+
+
+@command.command()
+def docs() -> None:
+    """Print a Markdown table of every variable."""
+    for row in _rows():
+        click.echo(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
+
+
+def _rows() -> Iterator[tuple[str, str, str, str]]:
+    from app.settings import discover, variables
+
+    sinks = discover()
+    yield "variable, first one set wins", "default", "unit", "meaning"
+    yield "---", "---", "---", "---"
+    for variable in variables.every(sinks):
+        names = ", ".join(f"`{name}`" for name in variable.names)
+        notes = [variable.field.description or ""]
+        if (allowed := variable.allowed()) != "text":
+            notes.append(allowed)
+        if variable.unit == "s":
+            notes.append("each name with `_MS` behind it: in milliseconds")
+        if variable.secret:
+            notes.append("secret; each name with `_FILE` behind it: a file that holds it")
+        yield (
+            names,
+            _default(variable.field),
+            variable.unit,
+            "; ".join(notes),
+        )
+    for stage, name in variables.groups(sinks).items():
+        yield f"`{name}`", f"`PREFIX-{stage}`", "", f"app id and consumer group of the stage `{stage}`"
+    for url in dict.fromkeys(url for cls in sinks.values() for url in variables.urls(cls)):
+        meaning = "where no other name says it: host, port, database, user, password, sslmode"
+        yield f"`{url}`", "", "", f"URL of the database, used {meaning}; secret, also `{url}_FILE`"
+    yield f"`{variables.ENV_FILE}`", "", "", "file of KEY=value lines; the real environment wins"
+    for name, why in variables.IGNORED.items():
+        yield f"`{name}`", "", "", f"accepted and ignored: {why}"
+
+
+def _default(field: "FieldInfo") -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "default" in extra:
+        return str(extra["default"])
+    value = field.get_default()
+    if isinstance(value, dict):
+        value = ",".join(f"{name}:{item}" for name, item in value.items())
+    return "" if value is None or value == "" else f"`{value}`"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -1,0 +1,128 @@
+"""What lives as long as a worker: its work, its producer, its view of lag, and its watchdog."""
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from mode import Service
+
+from app import health, kafka, lag, topics
+from app.produce import BatchProducer
+from app.settings import Settings
+from app.stages import Stage
+from app.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    import faust
+
+log = logging.getLogger(__name__)
+
+#: Exit codes, after sysexits: the supervisor starts a worker again after either.
+EXIT_FAULT = 70
+EXIT_CONFIG = 78
+_GAUGES_EVERY_S = 1.0
+
+
+def leave(code: int) -> None:
+    """End the process now: what is not acknowledged is delivered again, so nothing is gained by a clean stop."""
+    logging.shutdown()
+    os._exit(code)
+
+
+class Runtime(Service):
+    """Starts before Faust's services and stops after them, since stopping needs the work to finish what it holds."""
+
+    def __init__(  # noqa: PLR0913  the parts of a worker
+        self,
+        app: "faust.App",
+        stage: str,
+        parts: Stage,
+        settings: Settings,
+        producer: BatchProducer,
+        telemetry: Telemetry,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.app = app
+        self.stage = stage
+        self.parts = parts
+        self.settings = settings
+        self.producer = producer
+        self.telemetry = telemetry
+        self.watchdog = health.Watchdog(settings.rebalance_timeout)
+
+    async def on_start(self) -> None:
+        """Connect, check the topics and begin to work."""
+        for notice in self.settings.notices:
+            log.warning(notice)
+        await self.producer.start()
+        missing = await self._missing()
+        if missing:
+            log.critical("topics are missing", extra={"topics": missing, "remedy": "run iotflow topics apply"})
+            leave(EXIT_CONFIG)
+        consumer: Any = self.app.consumer
+        consumer.on_drain.append(self.parts.work.drain)
+        consumer.on_full.append(self.telemetry.backpressure)
+        await self.parts.work.start(self.producer)
+        self.add_future(self._guarded(self.parts.work.run()))
+        self.add_future(self._guarded(self._watch_lag()))
+        self.add_future(self._guarded(self._gauges()))
+        self.add_future(self._guarded(health.watch(self, lambda: leave(EXIT_FAULT))))
+
+    async def _missing(self) -> list[str]:
+        while True:
+            try:
+                return [topic for topic in await topics.missing(self.settings) if topic in self._wanted()]
+            except kafka.ConfigError as error:
+                log.critical("the settings for Kafka cannot be used", extra={"error": str(error)})
+                leave(EXIT_CONFIG)
+            except Exception as error:  # noqa: BLE001  the broker may not be there yet
+                log.error("cannot ask Kafka for its topics", extra={"error": kafka.explain(error, self.settings)})  # noqa: TRY400
+                await asyncio.sleep(1.0)
+
+    def _wanted(self) -> set[str]:
+        return {*self.parts.topics, *self.parts.outputs}
+
+    async def _guarded(self, work: Any) -> None:
+        """Run something that must not end; when it fails, this process has."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  nothing may end unseen
+            self.fault(error)
+
+    def fault(self, error: BaseException) -> None:
+        """End the process for an error after which it cannot go on; nothing was acknowledged for it."""
+        if self.should_stop or self.app.should_stop:
+            return
+        log.critical("worker failed", exc_info=error)
+        leave(EXIT_FAULT)
+
+    async def on_stop(self) -> None:
+        """Let go of the broker."""
+        await self.producer.stop()
+
+    def assigned(self) -> set[tuple[str, int]]:
+        """The data partitions this worker has now."""
+        consumer: Any = self.app.consumer
+        try:
+            found = consumer.assignment()
+        except Exception:  # noqa: BLE001  Faust raises its own error before the consumer thread has started
+            return set()
+        return {(tp.topic, tp.partition) for tp in found if tp.topic in self.parts.topics}
+
+    async def _watch_lag(self) -> None:
+        await lag.watch(
+            kafka.client_args(self.settings), self.settings.app_id(self.stage), self.assigned, self.telemetry
+        )
+
+    async def _gauges(self) -> None:
+        consumer: Any = self.app.consumer
+        while True:
+            oldest = consumer.oldest_unstored_ms()
+            self.telemetry.oldest(0.0 if oldest is None else max(0.0, time.time() - oldest / 1000))
+            self.telemetry.inflight(consumer.inflight_records, consumer.inflight_bytes)
+            await asyncio.sleep(_GAUGES_EVERY_S)

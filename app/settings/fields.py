@@ -1,0 +1,155 @@
+"""How the text of a variable becomes the value of a field, and what is said when it cannot."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
+
+from schemas import dialects
+
+VALUE_TYPES: Final = ("INT32", "INT64", "FLOAT", "DOUBLE")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
+_SIZE: Final = re.compile(r"([0-9]+)\s*([kKmMgG]?)(i?)[bB]?")
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3}
+# Rust's words beside Python's: the documents set RUST_LOG.
+_LEVELS: Final[Mapping[str, str]] = {
+    "TRACE": "DEBUG",
+    "DEBUG": "DEBUG",
+    "INFO": "INFO",
+    "WARN": "WARNING",
+    "WARNING": "WARNING",
+    "ERROR": "ERROR",
+    "CRITICAL": "CRITICAL",
+    "OFF": "CRITICAL",
+}
+
+
+def setting(default: Any, *names: str, text: str, unit: str = "", **constraints: Any) -> Any:
+    """Make a field: its variables in order of precedence, its unit (`s` also accepts `_MS` names) and its meaning."""
+    alias = AliasChoices(names[0], *names[1:])
+    return Field(default, validation_alias=alias, description=text, json_schema_extra={"unit": unit}, **constraints)
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _size(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(
+            "must be a number of bytes, as 67108864 or 64MiB (KiB, MiB, GiB; kB, MB, GB are powers of 1000)"
+        )
+    number, power, binary = match.groups()
+    return int(number) * (1024 if binary else 1000) ** _POWERS[power.lower()]
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be 1 to 249 letters, digits, '.', '_' or '-'")
+    return value
+
+
+def _servers(value: str) -> str:
+    servers = [server.strip() for server in value.split(",") if server.strip()]
+    for server in servers:
+        match = _SERVER.fullmatch(server)
+        if match is None or not 0 < int(match[2]) <= 65535:  # noqa: PLR2004  the last port there is
+            raise ValueError("must be HOST:PORT, several separated by commas")
+    return ",".join(servers)
+
+
+def _pairs(value: Any, separator: str, form: str) -> Iterator[tuple[str, str]]:
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, found, meaning = part.partition(separator)
+        if not (found and name.strip() and meaning.strip()):
+            raise ValueError(f"must be {form}, several separated by commas; not {part!r}")
+        yield name.strip(), meaning.strip()
+
+
+def _unique(pairs: Iterator[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, meaning in pairs:
+        if found.setdefault(name, meaning) != meaning:
+            raise ValueError(f"names {name!r} twice, as {found[name]!r} and {meaning!r}: keep one")
+    return found
+
+
+def _raw_topics(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    topics = _unique(_pairs(value, ":", "TOPIC:DIALECT"))
+    known = dialects.load()
+    for topic, dialect in topics.items():
+        _name(topic)
+        if dialect not in known:
+            raise ValueError(f"topic {topic!r} has an unknown dialect {dialect!r}; known: {', '.join(sorted(known))}")
+    return topics
+
+
+def _value_types(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    types = {name: kind.upper() for name, kind in _unique(_pairs(value, "=", "MEASUREMENT.METRIC=TYPE")).items()}
+    for name, kind in types.items():
+        if kind not in VALUE_TYPES:
+            raise ValueError(f"{name!r} has an unknown type {kind!r}; allowed: {', '.join(VALUE_TYPES)}")
+    return types
+
+
+def parse_levels(text: str) -> tuple[str, dict[str, str]]:
+    """The overall level and each module's own; raises `ValueError` naming what is neither."""
+    root, modules = "INFO", dict[str, str]()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        module, found, level = part.rpartition("=")
+        word = _LEVELS.get(level.strip().upper())
+        if word is None or (found and not module.strip()):
+            raise ValueError(f"{part!r} is not LEVEL or MODULE=LEVEL; levels: {', '.join(_LEVELS).lower()}")
+        if found:
+            modules[module.strip().replace("::", ".")] = word
+        else:
+            root = word
+    return root, modules
+
+
+def _log_level(value: str) -> str:
+    root, modules = parse_levels(value)
+    return ",".join([root, *(f"{module}={level}" for module, level in modules.items())])
+
+
+def _token_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and "@" not in parts.netloc
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be an http or https URL without a user or password in it")
+    return value
+
+
+def _address(value: str) -> str:
+    host, found, port = value.rpartition(":")
+    if not (found and port.isdecimal() and 0 < int(port) <= 65535):  # noqa: PLR2004  the last port there is
+        raise ValueError("must be HOST:PORT, as 0.0.0.0:8080")
+    return f"{host or '0.0.0.0'}:{port}"  # noqa: S104  Go's ':8080' means every interface
+
+
+#: What each reads, from the text of a variable; anything that is not text is taken as it is.
+Size = Annotated[int, BeforeValidator(_size)]
+Name = Annotated[str, AfterValidator(_name)]
+Servers = Annotated[str, AfterValidator(_servers)]
+RawTopics = Annotated[dict[str, str], BeforeValidator(_raw_topics)]
+ValueTypes = Annotated[dict[str, str], BeforeValidator(_value_types)]
+LogLevel = Annotated[str, AfterValidator(_log_level)]
+TokenUrl = Annotated[str, AfterValidator(_token_url)]
+Address = Annotated[str, AfterValidator(_address)]
+Protocol = Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)]
+Mechanism = Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"], BeforeValidator(_upper)]
+MECHANISMS: Final[tuple[str, ...]] = get_args(get_args(Mechanism)[0])

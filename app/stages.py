@@ -1,0 +1,100 @@
+"""What each stage is made of: the topics it reads, and the piece of work that its agent feeds."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from agents.decode import Forwarder, decode
+from agents.store import store
+from app import __version__
+from app.produce import BatchProducer, LetterProducer
+from app.settings import Settings
+from app.telemetry import Telemetry
+from schemas.decoding import Decoder
+from sinks import registry
+from sinks.ceiling import Ceiling
+from sinks.delivery import Delivery, Options
+
+DECODE = "decode"
+
+
+class Work(Protocol):
+    """What a stage's runtime starts, drains and asks about."""
+
+    limit: Ceiling
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it is given now can be expected to be done soon."""
+
+    def drain(self, deadline: float) -> None:
+        """Finish by `deadline` (of `time.monotonic`) and let the rest go."""
+
+    async def start(self, producer: BatchProducer) -> None:
+        """Prepare, with the broker there."""
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+
+
+class Stage:
+    """One stage: its topics, its work and its agent."""
+
+    def __init__(
+        self,
+        topics: list[str],
+        sink: str,
+        work: Work,
+        agent: Callable[[Any], Awaitable[None]],
+        outputs: list[str],
+    ) -> None:
+        self.topics = topics
+        self.sink = sink
+        self.work = work
+        self.agent = agent
+        self.outputs = outputs
+
+
+def names(settings: Settings) -> list[str]:
+    """The stages that can be run today."""
+    del settings
+    return [DECODE, *(module.Settings.STAGE for module in registry.load().values())]
+
+
+def make(
+    name: str,
+    settings: Settings,
+    producer: BatchProducer,
+    telemetry: Telemetry,
+    fault: Callable[[BaseException], None],
+) -> Stage:
+    """Put a stage together; does no I/O. Raises `ValueError` for a name that is no stage."""
+    topics = settings.topics
+    letters = LetterProducer(producer, topics.dead_letters)
+    ceiling = Ceiling(settings.ceiling.window, settings.ceiling.devices, settings.ceiling.ratio)
+    if name == DECODE:
+        decoder = Decoder(
+            topics.raw,
+            partitions=topics.partitions,
+            stage=name,
+            version=__version__,
+            max_message_bytes=topics.max_message_bytes,
+        )
+        forwarder = Forwarder(decoder, topics.decode_output, producer, letters, telemetry, fault, ceiling=ceiling)
+        return Stage(list(topics.raw), "", forwarder, decode(forwarder), [topics.decode_output, topics.dead_letters])
+    sink = registry.of_stage(name)
+    if sink is None:
+        raise ValueError(f"no stage is called {name!r}; stages: {', '.join(names(settings))}")
+    config = settings.sinks[sink]
+    options = Options(
+        stage=name,
+        version=__version__,
+        batch_size=config.batch_size,
+        batch_timeout=config.batch_timeout,
+        write_timeout=config.write_timeout,
+        retry_first=settings.retry.first,
+        retry_cap=settings.retry.cap,
+        max_letter_bytes=topics.max_message_bytes,
+    )
+    destination = registry.load()[sink].Sink(config, settings.types)
+    delivery = Delivery(destination, options, letters, telemetry, ceiling=ceiling)
+    return Stage([topics.decoded], sink, delivery, store(delivery), [topics.dead_letters])

@@ -1,0 +1,384 @@
+"""The batch transport: Faust over Kafka, paying Faust's price per chunk of records instead of per record.
+
+Faust finds it by the scheme of a broker URL (`iotflow://host:port`) through the entry-point group `faust.transports`.
+It is Faust's own aiokafka driver with one change of unit: the records fetched for one partition are folded into
+chunks, and each chunk travels through Faust as ONE message whose value is the list of records and whose offset is
+the last record's. Topics of tables (changelogs) are not folded: recovery reads them as ever.
+
+Seven promises, each held by a test in tests/acceptance/test_transport.py; the numbers stand in comments where they are
+kept:
+
+1. table partitions are not folded;
+2. a commit passes only what was acknowledged, in the order in which chunks were handed out;
+3. at a revoke or stop what was acknowledged is committed first, and a held chunk is let go within a time limit;
+4. nothing is fetched from data partitions while a rebalance or a recovery is under way;
+5. a flowing consumer is never paused;
+6. an outage of any length does not end the membership in the group (`app.build` sets the poll interval);
+7. what is queued and held is bounded in bytes and in records.
+
+It reaches into faust-streaming 0.15.3, which is therefore pinned.
+"""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import faust
+from faust.transport.consumer import ensure_TP, ensure_TPset
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP, ConsumerMessage, Message
+from mode.utils.futures import notify
+
+from schemas.record import Record
+
+log = logging.getLogger(__name__)
+
+#: A full queue stops the fetch loop, and aiokafka leaves the group for good after this long (6); the session time-out
+#: still finds dead workers, and the watchdog live ones that do nothing.
+MAX_POLL_INTERVAL_S = 86_400.0
+#: Queued chunks per agent; the transport's own bounds are reached first.
+QUEUED_CHUNKS = 64
+#: A chunk that stays unacknowledged this long while later ones of its partition are acknowledged is a fault.
+FROZEN_AFTER_S = 60.0
+#: How often a fetch that may not start yet looks again.
+_WAIT_POLL_S = 0.01
+#: A full intake takes again when this share of its limits is in flight.
+_REFILL_AT = 0.8
+#: A worker that lags stops and starts many times a second; its log says so once in this time.
+_FULL_LOG_EVERY_S = 60.0
+#: Python's own share of a record: the record object, its key and headers, beside its value.
+_RECORD_OVERHEAD_BYTES = 400
+
+
+class Chunk(list[Record]):
+    """Consecutive records of one partition, oldest first; never empty."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self, records: Iterable[Record], size_bytes: int) -> None:
+        super().__init__(records)
+        self.size_bytes = size_bytes
+
+
+class _HandedOut:
+    """A chunk on its way through Faust: its place in the partition's order, and since when."""
+
+    __slots__ = ("acked", "first_ms", "offset", "records", "since", "size_bytes")
+
+    def __init__(self, offset: int, chunk: Chunk) -> None:
+        self.offset = offset
+        self.records = len(chunk)
+        self.size_bytes = chunk.size_bytes
+        self.first_ms = chunk[0].timestamp
+        self.since = time.monotonic()
+        self.acked = False
+
+
+def fold(records: Sequence[Record], max_records: int, max_bytes: int) -> Iterator[Chunk]:
+    """Cut one partition's records into chunks of at most `max_records` records and about `max_bytes` of values.
+
+    A chunk ends with the record that reaches `max_bytes`, so a record larger than that is a chunk of its own.
+    """
+    start = 0
+    size = 0
+    for index, record in enumerate(records):
+        value = record.value
+        size += 0 if value is None else len(value)
+        if size >= max_bytes or index - start + 1 >= max_records:
+            yield Chunk(records[start : index + 1], size)
+            start, size = index + 1, 0
+    if start < len(records):
+        yield Chunk(records[start:], size)
+
+
+class Consumer(stock.Consumer):
+    """Faust's aiokafka consumer with chunks as its messages."""
+
+    chunk_records: ClassVar[int] = 1000
+    chunk_bytes: ClassVar[int] = 256 * 1024
+    max_inflight_bytes: ClassVar[int] = 64 * 1024 * 1024
+    max_inflight_records: ClassVar[int] = 50_000
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        limits = getattr(self.app, "transport_limits", {})
+        for name, value in limits.items():
+            setattr(self, name, value)
+        #: Per partition, what was put into Faust's queues, in order, until it is committed.
+        self._order: defaultdict[TP, deque[_HandedOut]] = defaultdict(deque)
+        self._by_offset: defaultdict[TP, dict[int, _HandedOut]] = defaultdict(dict)
+        self._leaving = False
+        self._full = False
+        self._log_full_at = 0.0
+        self.inflight_bytes = 0
+        self.inflight_records = 0
+        #: Called with the monotonic deadline when everything held must be finished or let go.
+        self.on_drain: list[Callable[[float], None]] = []
+        #: Called once each time intake stops because too much is in flight.
+        self.on_full: list[Callable[[], None]] = []
+        self._deliver = self.callback
+        self.callback = self._hand_out
+
+    # -- folding -----------------------------------------------------------------------------------------------------
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        wanted = await self._fetchable(active_partitions, timeout)
+        if wanted is not None and not wanted:
+            return {}
+        fetched = await super()._getmany(wanted, timeout)
+        folded: dict[TP, Sequence[Any]] = {}
+        for partition, records in fetched.items():
+            tp = ensure_TP(partition)
+            if self._is_changelog_tp(tp):  # 1
+                folded[tp] = records
+            else:
+                folded[tp] = list(fold(records, self.chunk_records, self.chunk_bytes))
+        return folded
+
+    async def _fetchable(self, active: set[TP] | None, timeout: float) -> set[TP] | None:
+        """Which partitions may be fetched now; waits up to `timeout` seconds when there is none.
+
+        Never an empty set for aiokafka: it reads that as "all of them".
+        """
+        if active is None:  # a client without a group
+            return None
+        data = {tp for tp in active if not self._is_changelog_tp(tp)}
+        # 4: a copy, because recovery adds the data partitions to the live set while a fetch is under way, and before
+        # its seek is finished.
+        changelogs = set(active) - data
+        if changelogs:
+            return changelogs if self.app.rebalancing or self._is_full() else data | changelogs
+        deadline = time.monotonic() + timeout
+        while self.app.rebalancing or self._is_full():
+            if time.monotonic() >= deadline or self.should_stop or not self.flow_active:
+                return set()
+            await asyncio.sleep(_WAIT_POLL_S)
+        return data
+
+    def _is_full(self) -> bool:
+        """Whether intake must stop (7). It is stopped by not taking, never by pausing (5)."""
+        share = max(self.inflight_bytes / self.max_inflight_bytes, self.inflight_records / self.max_inflight_records)
+        full = share >= (_REFILL_AT if self._full else 1.0)
+        if full and not self._full:
+            for hook in self.on_full:
+                hook()
+            now = time.monotonic()
+            if now >= self._log_full_at:
+                self._log_full_at = now + _FULL_LOG_EVERY_S
+                log.warning(
+                    "intake stopped: too much is in flight",
+                    extra={"records": self.inflight_records, "bytes": self.inflight_bytes},
+                )
+        self._full = full
+        return full
+
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+        if not isinstance(record, Chunk):
+            return super()._to_message(tp, record)
+        last = record[-1]
+        return ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            last.offset,
+            last.timestamp / 1000.0,
+            0,
+            [],
+            None,
+            cast("Any", record),
+            None,
+            0,
+            record.size_bytes,
+            tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    # -- the order of chunks, and what of it may be committed --------------------------------------------------------
+
+    async def _hand_out(self, message: Message) -> None:
+        """Put a message into Faust's queues; called by the drain loop once the message is known to be new.
+
+        A chunk enters the order before the put, so that no later one can pass it, and leaves it again when the put
+        is cancelled by a suspend (2): a chunk nobody holds would freeze the partition's commits.
+        """
+        chunk: Any = message.value
+        if not isinstance(chunk, Chunk):
+            await self._deliver(message)
+            return
+        tp = message.tp
+        entry = _HandedOut(message.offset, chunk)
+        self._order[tp].append(entry)
+        self._by_offset[tp][entry.offset] = entry
+        self._take_in(entry, +1)
+        try:
+            await self._deliver(message)
+        except BaseException:
+            if self._by_offset[tp].pop(entry.offset, None) is entry:
+                self._order[tp].remove(entry)
+                self._take_in(entry, -1)
+            raise
+
+    def _take_in(self, entry: _HandedOut, sign: int) -> None:
+        self.inflight_records += sign * entry.records
+        self.inflight_bytes += sign * (entry.size_bytes + entry.records * _RECORD_OVERHEAD_BYTES)
+
+    def ack(self, message: Message) -> bool:
+        """Mark a message done. One of an earlier generation changes nothing (2): its partition may have moved."""
+        value: Any = message.value
+        if not isinstance(value, Chunk):
+            return bool(super().ack(message))
+        self._unacked_messages.discard(message)
+        try:
+            if message.generation_id != self.app.consumer_generation_id:
+                return False
+            entry = self._by_offset[message.tp].get(message.offset)
+            if entry is None or entry.acked:
+                return False
+            entry.acked = True
+            self._take_in(entry, -1)
+            self._acked[message.tp]  # a key here is what makes Faust ask for this partition's new offset
+            self._n_acked += 1
+            return True
+        finally:
+            message.acked = True
+            notify(self._waiting_for_ack)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """The offset to commit: last + 1 of the longest acknowledged run of chunks, or None (2)."""
+        if self._is_changelog_tp(tp):
+            return super()._new_offset(tp)
+        order = self._order[tp]
+        last: int | None = None
+        while order and order[0].acked:
+            last = order.popleft().offset
+            del self._by_offset[tp][last]
+        return None if last is None else last + 1
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Offsets that compaction or a transaction left out lie inside or between chunks: the order covers them."""
+        if self._is_changelog_tp(tp):
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def _forget(self, partitions: Iterable[TP]) -> None:
+        for tp in partitions:
+            self._acked.pop(tp, None)
+            self._acked_index.pop(tp, None)
+            self._by_offset.pop(tp, None)
+            for entry in self._order.pop(tp, ()):
+                if not entry.acked:
+                    self._take_in(entry, -1)
+
+    async def perform_seek(self) -> None:
+        """Go to the committed offsets, forgetting all that was handed out since.
+
+        While partitions are being given up this does nothing: the records of a fetch that was under way are dropped
+        and fetched again by whoever has the partition next, and the acknowledgements are still to be committed (3).
+        """
+        if self._leaving:
+            return
+        self._forget(list(self._order))
+        self._acked.clear()
+        self._acked_index.clear()
+        await super().perform_seek()
+
+    # -- revoke and stop ---------------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Commit, let the holders finish or give up, commit, and only then forget (3).
+
+        Stock Faust forgets the acknowledgements first, so that its last commit has nothing to say.
+        """
+        self._leaving = True
+        try:
+            await self.commit()
+            self._active_partitions.difference_update(revoked)
+            self._paused_partitions.difference_update(revoked)
+            await self._on_partitions_revoked(revoked)
+            await self.commit()
+            self._forget(revoked)
+            for tp in revoked:
+                self._gap.pop(tp, None)
+                self._read_offset.pop(tp, None)
+                self._committed_offset.pop(tp, None)
+        finally:
+            self._leaving = False
+
+    async def wait_empty(self) -> None:
+        """Wait until nothing is held any more, two thirds of the rebalance time-out at most (3).
+
+        The holders are told to be done within one third. What is held after that is discarded: it is not committed,
+        so it is delivered again.
+        """
+        started = time.monotonic()
+        third = self.app.conf.broker_rebalance_timeout / 3
+        for hook in self.on_drain:
+            hook(started + third)
+        await self.commit()
+        while self._unacked_messages and time.monotonic() < started + 2 * third:
+            await self._wait_for_ack(timeout=1)
+            self._clean_unacked_messages()
+        if self._unacked_messages:
+            log.warning("chunks discarded: their holder did not let go", extra={"chunks": len(self._unacked_messages)})
+            self._unacked_messages.clear()
+        await self.commit_and_end_transactions()
+
+    def pause_partitions(self, tps: Iterable[TP]) -> None:
+        """As Faust does in a rebalance; refused while records flow (5).
+
+        aiokafka skips what it has already fetched of a paused partition, and the next commit passes it: lost.
+        """
+        partitions = ensure_TPset(tps)
+        if self.flow_active and not self.app.rebalancing and not all(map(self._is_changelog_tp, partitions)):
+            raise RuntimeError("a flowing consumer must not be paused: records already fetched would be lost")
+        super().pause_partitions(partitions)
+
+    # -- what health and metrics look at -----------------------------------------------------------------------------
+
+    def discard(self, message: Message) -> None:
+        """Let go of a held message without acknowledging it: the broker delivers it again after a seek."""
+        self._unacked_messages.discard(message)
+        notify(self._waiting_for_ack)
+
+    def frozen(self, now: float | None = None) -> list[TP]:
+        """Partitions whose commits stand still: a chunk unacknowledged for long while later ones are done."""
+        now = time.monotonic() if now is None else now
+        return [
+            tp
+            for tp, order in self._order.items()
+            if order
+            and not order[0].acked
+            and now - order[0].since > FROZEN_AFTER_S
+            and any(entry.acked for entry in order)
+        ]
+
+    def oldest_unstored_ms(self) -> int | None:
+        """Record time (epoch, ms) of the oldest record handed out and not acknowledged, or None."""
+        heads = (next((entry.first_ms for entry in order if not entry.acked), None) for order in self._order.values())
+        return min((head for head in heads if head is not None), default=None)
+
+    def committed(self) -> Mapping[TP, int | None]:
+        """The offsets committed by this worker since its last assignment."""
+        return dict(self._committed_offset)
+
+
+class ChunkSchema(faust.Schema[Any, Any]):
+    """Hands keys and values through as they are; decoding is the agent's, and a bad payload must not end a stream."""
+
+    def loads_key(self, app: Any, message: Message, **_: Any) -> Any:
+        """The record's key, untouched."""
+        del app
+        return message.key
+
+    def loads_value(self, app: Any, message: Message, **_: Any) -> Any:
+        """The message's value, untouched: a chunk."""
+        del app
+        return message.value
+
+
+class Transport(stock.Transport):
+    """Faust's aiokafka transport with the batch consumer; registered as `iotflow://`."""
+
+    Consumer: ClassVar[type[Consumer]] = Consumer
+    driver_version = f"iotflow batches over {stock.Transport.driver_version}"

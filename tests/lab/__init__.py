@@ -1,0 +1,1 @@
+"""Faust apps and workers under test."""

@@ -1,0 +1,180 @@
+"""The whole pipeline as an operator runs it: worker processes on topics, a group and a database of the test's own."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import check, kafka, lag, topics
+from app.settings import Settings, load
+from app.supervisor import worker_command
+from deploy.local.ports import choose
+from sinks import timescale
+from tests.lab.apps import unique, until
+
+ROOT = Path(__file__).parents[2]
+PATH = os.environ["PATH"]  # noqa: TID251  what a child process needs to run at all
+
+
+class Process:
+    """A worker process, and what can be asked of it."""
+
+    def __init__(self, pipeline: "Pipeline", stage: str, port: int, process: asyncio.subprocess.Process) -> None:
+        self.pipeline = pipeline
+        self.stage = stage
+        self.port = port
+        self.process = process
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def terminate(self, seconds: float = 40.0) -> int:
+        """SIGTERM, and the exit code; fails when it takes too long."""
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(seconds):
+            return await self.process.wait()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a page."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def ready(self) -> bool:
+        """Whether its readiness page says so."""
+        return self.get("/health/ready")[0] == 200
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample, as name{labels}."""
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(self.get("/metrics")[1]):
+            for sample in family.samples:
+                labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+        return found
+
+    def metric(self, name: str) -> float:
+        """A metric summed over its labels."""
+        return sum(value for sample, value in self.metrics().items() if sample.partition("{")[0] == name)
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        return (self.pipeline.folder / f"{self.stage}-{self.port}.log").read_text()
+
+
+class Pipeline:
+    """Topics, group and tables of one test."""
+
+    def __init__(self, servers: str, database: Mapping[str, str], folder: Path, **more: str) -> None:
+        name = unique("p")
+        self.folder = folder
+        self.raw = f"{name}-raw"
+        self.env = {
+            "PATH": PATH,
+            "KAFKA_BOOTSTRAP_SERVERS": servers,
+            "KAFKA_RAW_TOPICS": f"{self.raw}:telemetry",
+            "KAFKA_INPUT_TOPIC": f"{name}-decoded",
+            "IOTFLOW_DEAD_LETTER_TOPIC": f"{name}-dead",
+            "IOTFLOW_APP_PREFIX": name,
+            "IOTFLOW_DATA_DIR": str(folder / "data"),
+            "IOTFLOW_WEB_BIND": "127.0.0.1",
+            "IOTFLOW_SESSION_TIMEOUT": "6",
+            "IOTFLOW_REBALANCE_TIMEOUT": "15",
+            **database,
+            **more,
+        }
+        self.settings: Settings = load(self.env)
+        self.processes: list[Process] = []
+        self._ports: set[int] = set()
+
+    async def __aenter__(self) -> "Pipeline":
+        async with kafka.admin(self.settings) as admin:
+            await topics.apply(admin, await topics.plan(admin, topics.wanted(self.settings)))
+        await timescale.apply_schema(self.settings.sinks["timescale"])
+        return self
+
+    async def __aexit__(self, kind: type | None, *_: object) -> None:
+        for process in self.processes:
+            if process.process.returncode is None:
+                process.process.kill()
+                await process.process.wait()
+            if kind is not None:
+                sys.stderr.write(f"--- {process.stage} {process.port}\n{process.log[-6000:]}\n")
+
+    async def start(self, stage: str, **more: str) -> Process:
+        """Start a worker; does not wait for it to be ready."""
+        port = choose(41000, self._ports)
+        self._ports.add(port)
+        env = {**self.env, **more, "IOTFLOW_STAGE": stage, "IOTFLOW_WEB_PORT": str(port)}
+        with (self.folder / f"{stage}-{port}.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(*worker_command(), cwd=ROOT, env=env, stdout=log, stderr=log)
+        started = Process(self, stage, port, process)
+        self.processes.append(started)
+        return started
+
+    async def started(self, stage: str, **more: str) -> Process:
+        """Start a worker and wait until it is ready."""
+        process = await self.start(stage, **more)
+        await until(process.ready, 60)
+        return process
+
+    async def run(self, *arguments: str) -> dict[str, Any]:
+        """Run an `iotflow` command to its end; its JSON."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from app.cli import main; main()", *arguments,
+            cwd=ROOT, env=self.env, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output
+        return json.loads(output)
+
+    def ledger(self, name: str = "ledger") -> Path:
+        """Where what was sent is recorded."""
+        return self.folder / f"{name}.jsonl"
+
+    async def simulate(self, count: int, rate: float = 0, bad: float = 0.01, **more: str) -> dict[str, Any]:
+        """Send `count` messages, a share of them bad, at `rate` a second (0 = as fast as can be)."""
+        options = {"devices": "50", "seed": "1", **more}
+        flags = [text for name, value in options.items() for text in (f"--{name}", value)]
+        return await self.run(
+            "simulate", "--topic", self.raw, "--count", str(count), "--rate", str(rate), "--bad", str(bad),
+            "--ledger", str(self.ledger()), "--json", *flags,
+        )  # fmt: skip
+
+    async def settled(self, seconds: float = 90.0, stages: Sequence[str] = ("decode", "store-timescale")) -> None:
+        """Wait until every stage has committed to the end of its topics."""
+        inputs = {"decode": [self.raw], "store-timescale": [self.settings.topics.decoded]}
+        args = kafka.client_args(self.settings)
+        deadline = time.monotonic() + seconds
+        for stage in stages:
+            while True:
+                found = await lag.measure(args, self.settings.app_id(stage), inputs[stage])
+                if found and all(each.lag == 0 for each in found.values()):
+                    break
+                assert time.monotonic() < deadline, f"{stage} does not catch up: {found}"
+                await asyncio.sleep(0.3)
+
+    async def check(self) -> check.Report:
+        """Compare the ledger with the database and the dead letters; fails when anything differs."""
+        report = await check.compare(self.settings, self.ledger(), self.raw)
+        assert report.ok, report
+        return report
+
+    async def letters(self) -> list[Any]:
+        """All dead letters."""
+        return await check.tail(self.settings, self.settings.topics.dead_letters)

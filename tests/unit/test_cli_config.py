@@ -1,0 +1,95 @@
+"""`iotflow config`: what it prints, where, and with which exit status."""
+
+import json
+import re
+
+from click.testing import CliRunner, Result
+
+from app.cli.config import command
+from app.settings import discover, variables
+
+PASSWORD = {"TIMESCALE_PASSWORD": "s3cr3t"}
+
+
+def run(*args: str, **env: str) -> Result:
+    """Run the command in an environment of its own."""
+    return CliRunner().invoke(command, args, obj=env)
+
+
+def test_check_is_content() -> None:
+    """Usable settings print ok and the notices, with status 0."""
+    result = run("check", REDIS_URL="redis://x")
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "ok"
+    assert "notice: REDIS_URL is ignored" in result.stdout
+    assert result.stderr == ""
+
+
+def test_check_says_all_problems() -> None:
+    """Every problem is a line on stderr, with status 2."""
+    result = run("check", BATCH_SIZE="x", KAFKA_BROKERS="y", **PASSWORD)
+
+    assert result.exit_code == 2
+    assert [line.split(" ")[0] for line in result.stderr.splitlines()] == ["KAFKA_BROKERS", "BATCH_SIZE"]
+    assert result.stdout == ""
+
+
+def test_check_as_json() -> None:
+    """With --json there is one object on stdout either way, and the same status."""
+    good, bad = run("check", "--json", REDIS_URL="x"), run("check", "--json", BATCH_SIZE="x")
+
+    assert (good.exit_code, bad.exit_code) == (0, 2)
+    assert json.loads(good.stdout)["ok"] is True
+    assert len(json.loads(good.stdout)["notices"]) == 1
+    assert json.loads(bad.stdout)["ok"] is False
+    assert len(json.loads(bad.stdout)["problems"]) == 1
+
+
+def test_show_says_where_values_come_from() -> None:
+    """Each setting is a row with its value and its source; a secret is ***."""
+    result = run("show", DATABASE_URL="postgres://u:s3cr3t@h:1/d", BATCH_TIMEOUT_MS="50", KAFKA_RAW_TOPICS="t:fire")
+    rows = [re.split(r"  +", line) for line in result.stdout.splitlines()]
+
+    assert result.exit_code == 0
+    assert rows[0] == ["SETTING", "VALUE", "FROM"]
+    assert ["sinks.timescale.host", "h", "DATABASE_URL"] in rows
+    assert ["sinks.timescale.password", "***", "DATABASE_URL"] in rows
+    assert ["sinks.timescale.batch_timeout", "0.05", "BATCH_TIMEOUT_MS"] in rows
+    assert ["topics.raw", '{"t": "fire"}', "KAFKA_RAW_TOPICS"] in rows
+    assert ["kafka.sasl_password", "-", "default"] in rows
+    assert "s3cr3t" not in result.output
+
+
+def test_show_as_json() -> None:
+    """With --json the same comes as one object."""
+    shown = json.loads(run("show", "--json", **PASSWORD).stdout)
+
+    assert shown["sinks.timescale.password"] == {"value": "***", "source": "TIMESCALE_PASSWORD"}
+    assert shown["channel_size"] == {"value": 50_000, "source": "default"}
+
+
+def test_show_needs_usable_settings() -> None:
+    """Problems are printed instead of a table, with status 2."""
+    result = run("show", BATCH_SIZE="x")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("BATCH_SIZE is 'x'")
+    assert result.stdout == ""
+
+
+def test_docs_have_every_variable() -> None:
+    """The Markdown table names every variable there is, with as many cells in each row as in the head."""
+    lines = run("docs").stdout.splitlines()
+    named = set(re.findall(r"`([A-Z_]+)`", "\n".join(line.split("|")[1] for line in lines)))
+    known = {name for variable in variables.every(discover()) for name in variable.names}
+
+    assert {line.count(" | ") for line in lines} == {3}
+    assert lines[1] == "| --- | --- | --- | --- |"
+    assert known | {"DATABASE_URL", "POSTGRES_URL", "IOTFLOW_ENV_FILE", "IOTFLOW_GROUP_DECODE", "REDIS_URL"} <= named
+    assert any("`KAFKA_RAW_TOPICS` | `raw_iot_data:telemetry`" in line for line in lines)
+
+
+def test_docs_need_no_settings() -> None:
+    """The table is the same whatever the environment says."""
+    assert run("docs").stdout == run("docs", BATCH_SIZE="x").stdout

@@ -1,0 +1,123 @@
+"""Dead letters: what they hold, and that one failure is one letter."""
+
+# ruff: noqa: D101, D103  the names of tests and helpers are their sentences
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+
+from schemas import deadletter, wire
+from schemas.deadletter import KEPT_BYTES, OVERHEAD_BYTES, Letter, letter
+from schemas.reading import Rejected
+
+
+class Raw(NamedTuple):
+    topic: str = "raw_iot_data"
+    partition: int = 3
+    offset: int = 17
+    timestamp: int = 1759667696123
+    key: bytes | None = b"sensor-001"
+    value: bytes | None = b'{"temperature":999}'
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+REJECTED = Rejected("out_of_range", "temperature is 999, outside -50..100")
+
+
+def make(record: Raw, index: int = 0, *, now_ms: int = 5, attempt: int = 1, limit: int = 1_000_000) -> Letter:
+    return letter(
+        record,
+        REJECTED,
+        stage="decode",
+        index=index,
+        version="0.1.0",
+        now_ms=now_ms,
+        attempt=attempt,
+        max_value_bytes=limit,
+    )
+
+
+def test_a_letter_says_what_where_and_why() -> None:
+    made = make(Raw(headers=[("iotflow-dialect", b"telemetry"), ("empty", None)]))
+    assert made.id == "decode:raw_iot_data/3/17/0"
+    assert made.key == b"decode:raw_iot_data/3/17/0"
+    assert made.reason == "out_of_range"
+    assert made.value == b'{"temperature":999}'
+    assert dict(made.headers) == {
+        "iotflow-dlq-stage": b"decode",
+        "iotflow-dlq-reason": b"out_of_range",
+        "iotflow-dlq-error": b"temperature is 999, outside -50..100",
+        "iotflow-dlq-src": b"raw_iot_data/3/17/0",
+        "iotflow-dlq-attempt": b"1",
+        "iotflow-dlq-version": b"0.1.0",
+        "iotflow-dlq-ts": b"5",
+        "iotflow-orig-topic": b"raw_iot_data",
+        "iotflow-orig-partition": b"3",
+        "iotflow-orig-offset": b"17",
+        "iotflow-orig-timestamp": b"1759667696123",
+        "iotflow-orig-key": b"sensor-001",
+        "iotflow-orig-h-iotflow-dialect": b"telemetry",
+        "iotflow-orig-h-empty": b"",
+    }
+
+
+def test_the_same_failure_is_the_same_letter() -> None:
+    assert make(Raw(), now_ms=5).id == make(Raw(), now_ms=99, attempt=2).id
+
+
+@pytest.mark.parametrize("other", [Raw(partition=4), Raw(offset=18), Raw(topic="other")])
+def test_another_record_is_another_letter(other: Raw) -> None:
+    assert make(other).id != make(Raw()).id
+
+
+def test_another_reading_of_one_record_is_another_letter() -> None:
+    assert make(Raw(), 0).id != make(Raw(), 1).id
+
+
+def test_a_decoded_record_is_known_by_its_source_wherever_it_is() -> None:
+    headers = wire.headers("raw_iot_data/3/17/2", 5)
+    first, again = (Raw(topic="decoded_iot_data", offset=offset, headers=headers) for offset in (100, 900))
+    assert make(first).id == make(again).id == "decode:raw_iot_data/3/17/2"
+    assert deadletter.source_of(first) == "raw_iot_data/3/17/2"
+    assert deadletter.source_of(Raw(headers=[("iotflow-src", None)])) is None
+
+
+def test_a_value_too_large_is_cut_and_known_by_its_sum() -> None:
+    value = bytes(range(256)) * 1024
+    made = make(Raw(value=value), limit=len(value) - 1)
+    assert made.value == value[:KEPT_BYTES]
+    headers = dict(made.headers)
+    assert headers["iotflow-dlq-sha256"] == hashlib.sha256(value).hexdigest().encode()
+    assert headers["iotflow-dlq-length"] == str(len(value)).encode()
+
+
+def test_a_value_that_just_fits_is_whole() -> None:
+    made = make(Raw(value=b"x" * 100), limit=100)
+    assert made.value == b"x" * 100
+    assert "iotflow-dlq-sha256" not in dict(made.headers)
+
+
+def test_no_value_and_no_key() -> None:
+    made = make(Raw(key=None, value=None))
+    assert made.value is None
+    headers = dict(made.headers)
+    assert headers["iotflow-orig-null"] == b"1"
+    assert "iotflow-orig-key" not in headers
+
+
+def test_the_letter_of_any_record_stays_within_its_overhead() -> None:
+    many = [(f"header-{number}", b"x" * 1_000) for number in range(1_000)]
+    made = letter(
+        Raw(key=b"k" * 100_000, headers=many),
+        Rejected("not_json", "e" * 100_000),
+        stage="decode",
+        index=0,
+        version="0.1.0",
+        now_ms=5,
+        max_value_bytes=1_000_000,
+    )
+    size = sum(len(name) + len(value) for name, value in made.headers)
+    assert size < OVERHEAD_BYTES
+    assert dict(made.headers)["iotflow-dlq-headers-cut"] == b"1"
