@@ -1,11 +1,10 @@
 """From settings to a Faust app that runs one stage. Building does no I/O; starting does."""
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import faust
-from mode import Service
+from faust.web import Web
 
 from app import health, logs, preflight, transport
 from app.kafka import client_args, faust_args
@@ -20,15 +19,19 @@ _PREFETCH_BYTES = 16 * 1024 * 1024
 
 
 class StageApp(faust.App):
-    """A Faust app of one stage, with its runtime as the first service to start and the last to stop."""
+    """A Faust app of one stage.
+
+    Its web pages start first, so that they answer while the broker is away, then its runtime; both stop last.
+    """
 
     runtime: Runtime
     transport_limits: dict[str, int]
 
     def on_init_dependencies(self) -> Iterable[Any]:
-        """Faust's services, after ours."""
-        services: list[Service] = [self.runtime] if hasattr(self, "runtime") else []
-        return chain(services, super().on_init_dependencies())
+        """Faust's services, with ours among them."""
+        services = list(super().on_init_dependencies())
+        web = [service for service in services if isinstance(service, Web)]
+        return [*web, self.runtime, *(service for service in services if service not in web)]
 
 
 def app_options(stage: str, settings: Settings) -> dict[str, Any]:

@@ -51,7 +51,10 @@ class Runtime(Service):
         self.settings = settings
         self.producer = producer
         self.telemetry = telemetry
-        self.watchdog = health.Watchdog(settings.rebalance_timeout)
+        self.watchdog = health.Watchdog(
+            settings.rebalance_timeout,
+            standstill=max([health.STANDSTILL_S, *(5 * sink.write_timeout for sink in settings.sinks.values())]),
+        )
 
     async def on_start(self) -> None:
         """Connect, check the topics and begin to work."""

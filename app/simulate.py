@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from msgspec import Struct
 
 from app import ledger
+from app.steady import steady
 from schemas import dialects
 from schemas.partition import partition_of
 from schemas.reading import Reading, Value
@@ -28,7 +29,6 @@ _TICK_READINGS: Final = 1_000
 _DEBT_SECONDS: Final = 1.0
 _BATCH_BYTES: Final = 128 * 1024
 _STOP_SECONDS: Final = 5.0
-_LEADER_SECONDS: Final = 0.1
 #: A topic that was just made may take a moment to be seen.
 _TOPIC_SECONDS: Final = 5.0
 
@@ -128,7 +128,7 @@ class Plan(Struct, frozen=True):
     count: int | None = None
     seconds: float | None = None
     #: How long a stop waits for what the broker has not acknowledged yet.
-    patience: float = 30.0
+    patience: float = 10.0
 
 
 class Summary(Struct):
@@ -243,9 +243,7 @@ class _Load:
             return
         error = sent.exception()
         if error is not None:
-            # aiokafka gives a batch up when its partition has had no leader for a while; it stays unacknowledged.
-            if not getattr(error, "retriable", False):
-                self._fail(error)
+            self._fail(error)
             return
         # -1: the broker has the batch and has forgotten where, which idempotence makes a success.
         first: int = sent.result().offset
@@ -292,7 +290,7 @@ async def run(  # noqa: PLR0913  the last three are for whoever watches
     Raises `NoTopicError`, and what the broker refused a batch with; an outage is waited for instead.
     """
     producer = AIOKafkaProducer(**client, enable_idempotence=True, max_batch_size=_BATCH_BYTES)
-    _calm(producer)
+    steady(producer)
     await producer.start()
     try:
         partitions = await _partitions(producer, plan.topic)
@@ -308,21 +306,6 @@ async def run(  # noqa: PLR0913  the last three are for whoever watches
             await asyncio.wait_for(producer.stop(), _STOP_SECONDS)
         except TimeoutError:  # the broker is away: nobody will acknowledge the rest
             await producer.client.close()
-
-
-def _calm(producer: Any) -> None:
-    """Make a producer wait between its questions for a partition's leader.
-
-    aiokafka asks again at once, thousands of times a second, as long as a stopped broker's partitions have none.
-    """
-    ask = producer.client.force_metadata_update
-
-    async def paced() -> bool:
-        found: bool = await ask()
-        await asyncio.sleep(_LEADER_SECONDS)
-        return found
-
-    producer.client.force_metadata_update = lambda: asyncio.ensure_future(paced())
 
 
 async def _partitions(producer: Any, topic: str) -> int:

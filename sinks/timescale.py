@@ -381,7 +381,7 @@ def _classify_state(error: asyncpg.PostgresError, settings: Settings) -> Verdict
     fatal = {
         "28P01": f"PostgreSQL refuses the password of {place}: set TIMESCALE_PASSWORD or TIMESCALE_PASSWORD_FILE",
         "28000": f"PostgreSQL does not let {place} in: look at pg_hba.conf and TIMESCALE_USER",
-        "3D000": f"there is no database {settings.db!r} on {settings.host}:{settings.port}: make it, or set TIMESCALE_DB",
+        "3D000": f"no database {settings.db!r} on {settings.host}:{settings.port}: make it, or set TIMESCALE_DB",
         "42P01": f"the table {TABLE} is missing: run iotflow schema apply",
         "42703": f"the table {TABLE} lacks a column: run iotflow schema apply ({error})",
         "42P10": f"the table {TABLE} lacks its key: run iotflow schema apply on an empty database ({error})",

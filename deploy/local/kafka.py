@@ -112,7 +112,7 @@ class Kafka(Server):
         try:
             jars = sorted(jgo.build(_JARS, cache_dir=self.cache / "jgo").path.rglob("*.jar"))
             if not any(jar.name == f"kafka_2.13-{VERSION}.jar" for jar in jars):
-                raise ServerError(f"kafka: {_JARS} resolved without its main jar")  # noqa: TRY301
+                raise ServerError(f"kafka: {_JARS} resolved without its main jar")
             for jar in jars:
                 shutil.copyfile(jar, fresh / jar.name)
             fresh.rename(self._lib)

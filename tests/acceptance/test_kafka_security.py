@@ -1,6 +1,6 @@
 """Every way into a broker, on a real one: TLS with client certificates, SCRAM, PLAIN and OAuth, and being refused."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
+
 
 import asyncio
 import base64

@@ -1,7 +1,5 @@
 """What every dialect keeps to; a new dialect's file is enough to be tested here."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import ModuleType

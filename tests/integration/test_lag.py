@@ -1,6 +1,6 @@
 """Lag, measured on a real broker."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
+
 
 import asyncio
 import contextlib

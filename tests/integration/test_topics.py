@@ -1,6 +1,6 @@
 """Topics on a real broker: planned, created, put right and never more than that."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
+
 
 import asyncio
 import dataclasses

@@ -3,18 +3,23 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import faust
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from faust.streams import _current_event
 
 from app.transport import MAX_POLL_INTERVAL_S, QUEUED_CHUNKS, ChunkSchema
 
 #: Faust loses the order and the counts of acks of its own accord; what is compared is per record.
 Handler = Callable[["Lab", Any, Sequence[Any]], Awaitable[None]]
+
+TABLE = "counts"
 
 
 def unique(name: str) -> str:
@@ -28,8 +33,42 @@ async def ack_all(lab: "Lab", event: Any, records: Sequence[Any]) -> None:
     event.ack()
 
 
+def paced(seconds: float, every: int) -> Handler:
+    """A handler that takes `seconds` for each `every` records, then is done with them."""
+    owed: Counter[Lab] = Counter()
+
+    async def handle(lab: "Lab", event: Any, records: Sequence[Any]) -> None:
+        owed[lab] += len(records)
+        while owed[lab] >= every:
+            owed[lab] -= every
+            await asyncio.sleep(seconds)
+        await ack_all(lab, event, records)
+
+    return handle
+
+
+def gated(gate: asyncio.Event, inner: Handler = ack_all) -> Handler:
+    """A handler that does nothing until the gate opens, as a sink does whose database is away."""
+
+    async def handle(lab: "Lab", event: Any, records: Sequence[Any]) -> None:
+        lab.entered += 1
+        await gate.wait()
+        await inner(lab, event, records)
+
+    return handle
+
+
+async def hold(lab: "Lab", event: Any, records: Sequence[Any]) -> None:
+    """A handler that keeps what it is given and never says that it is done."""
+    del records
+    lab.held.append(event)
+
+
 class Lab:
-    """One worker. `seen` are the records handled, `commits` what the broker has for the group."""
+    """One worker. `seen` are the records handled, `held` the events a handler kept, `table` its table, if it has one.
+
+    `tables` gives the app a table of bytes by bytes whose changelog topic must exist (`create_changelog`).
+    """
 
     def __init__(
         self,
@@ -40,11 +79,14 @@ class Lab:
         handler: Handler = ack_all,
         *,
         scheme: str = "iotflow",
-        limits: dict[str, int] | None = None,
-        tables: Callable[[faust.App], None] | None = None,
+        limits: Mapping[str, int] | None = None,
+        table: bool = False,
+        partitions: int = 4,
         **options: Any,
     ) -> None:
         self.seen: list[Any] = []
+        self.held: list[Any] = []
+        self.entered = 0
         self.servers = servers
         self.topic = topic
         self.group = group
@@ -66,9 +108,10 @@ class Lab:
             "web_enabled": False,
         }
         self.app = faust.App(group, broker=f"{scheme}://{servers}", **{**settings, **options})
-        self.app.transport_limits = limits or {}
-        if tables is not None:
-            tables(self.app)
+        self.app.transport_limits = dict(limits or {})
+        self.table: Any = None
+        if table:
+            self.table = self.app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=partitions)
         schema = ChunkSchema() if scheme == "iotflow" else faust.Schema(key_type=bytes, value_type=bytes)
 
         async def agent(stream: Any) -> None:
@@ -84,7 +127,37 @@ class Lab:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.app.stop()
+        await self.stop()
+
+    async def stop(self, limit: float = 15.0) -> bool:
+        """Stop the worker; says whether it stopped within `limit` seconds, and ends a hanging one all the same."""
+        stopping = asyncio.ensure_future(self.app.stop())
+        done, _ = await asyncio.wait({stopping}, timeout=limit)
+        by_itself = bool(done)
+        let_go = time.monotonic() + 15.0
+        while not done and time.monotonic() < let_go:
+            self.consumer._unacked_messages.clear()
+            done, _ = await asyncio.wait({stopping}, timeout=0.1)
+        if not done:
+            stopping.cancel()
+            return False
+        await stopping
+        return by_itself
+
+    @property
+    def consumer(self) -> Any:
+        """The app's consumer."""
+        return self.app.consumer
+
+    @property
+    def running(self) -> bool:
+        """Whether the worker has partitions and no rebalance or recovery is under way."""
+        return not self.app.rebalancing and bool(self.assigned)
+
+    @property
+    def assigned(self) -> set[int]:
+        """The partitions of the topic that it has."""
+        return {tp.partition for tp in self.consumer.assignment() if tp.topic == self.topic}
 
     @property
     def offsets(self) -> dict[int, list[int]]:
@@ -94,15 +167,43 @@ class Lab:
             found.setdefault(record.partition, []).append(record.offset)
         return found
 
+    def write(self, event: Any, key: bytes, value: bytes) -> None:
+        """Write to the table on behalf of an event, as batch code must: Faust knows no current event there."""
+        _current_event.set(weakref.ref(event))
+        self.table[key] = value
+
     async def committed(self) -> dict[int, int]:
         """The group's committed offsets at the broker, by partition."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.servers)
-        await admin.start()
-        try:
-            offsets = await admin.list_consumer_group_offsets(self.group)
-            return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == self.topic}
-        finally:
-            await admin.close()
+        return await committed(self.servers, self.topic, self.group)
+
+
+def handled(*labs: Lab) -> Counter[tuple[int, int]]:
+    """How often each record was handled, by (partition, offset), over all workers."""
+    return Counter((record.partition, record.offset) for lab in labs for record in lab.seen)
+
+
+def slow_seek(lab: Lab, *, before: float = 0.0, after: float = 0.0) -> None:
+    """A fault hook: the way to the committed offsets takes long, as with a slow broker."""
+    seek = lab.consumer.seek_to_committed
+
+    async def slow() -> Any:
+        await asyncio.sleep(before)
+        found = await seek()
+        await asyncio.sleep(after)
+        return found
+
+    lab.consumer.seek_to_committed = slow
+
+
+async def committed(servers: str, topic: str, group: str) -> dict[int, int]:
+    """A group's committed offsets at the broker, by partition."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(group)
+        return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == topic}
+    finally:
+        await admin.close()
 
 
 async def create(servers: str, topic: str, partitions: int = 4, **config: str) -> None:
@@ -115,9 +216,14 @@ async def create(servers: str, topic: str, partitions: int = 4, **config: str) -
         await admin.close()
 
 
+async def create_changelog(servers: str, group: str, partitions: int = 4) -> None:
+    """Make the changelog topic of the table of a group's workers."""
+    await create(servers, f"{group}-{TABLE}-changelog", partitions, **{"cleanup.policy": "compact"})
+
+
 async def fill(servers: str, topic: str, count: int, partitions: int = 4, *, size: int = 40, start: int = 0) -> None:
     """Produce numbered records round robin over the partitions."""
-    producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=5)
+    producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=5, max_batch_size=128 * 1024)
     await producer.start()
     try:
         sends = []
@@ -127,6 +233,26 @@ async def fill(servers: str, topic: str, count: int, partitions: int = 4, *, siz
         await asyncio.gather(*sends)
     finally:
         await producer.stop()
+
+
+async def fill_with_gaps(servers: str, topic: str, transactions: int, records: int) -> dict[int, list[int]]:
+    """Produce in transactions, of which every third is aborted: their markers take an offset each.
+
+    Returns the offsets that hold data, by partition; workers read uncommitted data too.
+    """
+    producer = AIOKafkaProducer(bootstrap_servers=servers, transactional_id=unique("gaps"))
+    await producer.start()
+    offsets: dict[int, list[int]] = {}
+    try:
+        for number in range(transactions):
+            await producer.begin_transaction()
+            sends = [await producer.send(topic, b"x" * 40, partition=index % 4) for index in range(records)]
+            for metadata in await asyncio.gather(*sends):
+                offsets.setdefault(metadata.partition, []).append(metadata.offset)
+            await (producer.abort_transaction() if number % 3 == 1 else producer.commit_transaction())
+    finally:
+        await producer.stop()
+    return offsets
 
 
 async def until(what: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -141,3 +267,12 @@ async def until(what: Callable[[], Any], seconds: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"not true after {seconds} s: {what}")
         await asyncio.sleep(0.05)
+
+
+async def until_committed(lab: Lab, ends: Mapping[int, int], seconds: float = 30.0) -> None:
+    """Wait until the group's commits are at these offsets."""
+
+    async def at_the_end() -> bool:
+        return await lab.committed() == ends
+
+    await until(at_the_end, seconds)

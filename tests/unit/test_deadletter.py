@@ -1,7 +1,5 @@
 """Dead letters: what they hold, and that one failure is one letter."""
 
-# ruff: noqa: D101, D103  the names of tests and helpers are their sentences
-
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The fire dialect, value by value."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 import json
 from datetime import UTC, datetime
 

@@ -1,6 +1,6 @@
 """When a worker is ready, and when the watchdog ends it."""
 
-# ruff: noqa: D102, D103  the names of tests and helpers are their sentences
+
 
 import asyncio
 import logging

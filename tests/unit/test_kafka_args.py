@@ -1,6 +1,6 @@
 """The Kafka settings as arguments of aiokafka and Faust, and Kafka's failures as sentences."""
 
-# ruff: noqa: D101, D102, D103  the names of tests and helpers are their sentences
+
 
 import asyncio
 import base64

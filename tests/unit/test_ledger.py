@@ -1,7 +1,5 @@
 """The ledger, torn or whole."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Partitions agree with Kafka's."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Payloads, quotes and secrets."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 import pytest
 
 from schemas.payload import QUOTED_CHARS, extras, fields, is_secret, quoted, text

@@ -1,7 +1,5 @@
 """The simulated fleet, and its load on a broker in memory."""
 
-# ruff: noqa: D102, D103  the names of tests and helpers are their sentences
-
 import asyncio
 import itertools
 import time
@@ -145,7 +143,6 @@ class Broker:
         self.stopped = False
         self.args: Mapping[str, Any] = {}
         self._room = room
-        self.client = self
 
     def __call__(self, **args: Any) -> "Broker":
         self.args = args
@@ -153,9 +150,6 @@ class Broker:
 
     async def start(self) -> None:
         """Nothing to connect to."""
-
-    async def force_metadata_update(self) -> bool:
-        return True
 
     async def stop(self) -> None:
         self.stopped = True
@@ -199,6 +193,7 @@ class Place:
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     found = Broker()
     monkeypatch.setattr(simulate, "AIOKafkaProducer", found)
+    monkeypatch.setattr(simulate, "steady", lambda _: None)
     return found
 
 

@@ -1,7 +1,5 @@
 """The catalogue, the counters behind it and the text Prometheus reads."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Device times: what is a time, what is not, and that none is rounded or made up."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
 

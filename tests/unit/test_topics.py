@@ -1,6 +1,6 @@
 """What topics there should be, and what a plan makes of those that are there."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
+
 
 import dataclasses
 from typing import Any

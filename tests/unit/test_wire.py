@@ -1,7 +1,5 @@
 """Wire version 1."""
 
-# ruff: noqa: D103  the names of tests and helpers are their sentences
-
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
