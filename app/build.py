@@ -18,6 +18,14 @@ _MIN_FETCH_BYTES = 64 * 1024
 _PREFETCH_BYTES = 16 * 1024 * 1024
 
 
+class StageWorker(faust.Worker):
+    """Faust's worker without its spinner, whose cursor codes would stand among the JSON of the log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.spinner = None  # as Faust does itself for low log levels
+
+
 class StageApp(faust.App):
     """A Faust app of one stage.
 
@@ -56,6 +64,7 @@ def app_options(stage: str, settings: Settings) -> dict[str, Any]:
             min(settings.fetch_bytes, _PREFETCH_BYTES // partitions),
             settings.topics.max_message_bytes,
         ),
+        "Worker": StageWorker,
         "logging_config": logs.config(settings, stage),
         "stream_buffer_maxsize": transport.QUEUED_CHUNKS,
         "stream_wait_empty": True,

@@ -35,24 +35,19 @@ class BatchProducer:
     async def start(self) -> AIOKafkaProducer:
         """Connect; waits for a broker that is away."""
         async with self._starting:
-            if self._producer is None:
+            delay = 0.1
+            while self._producer is None:
                 producer = AIOKafkaProducer(
-                    **self._args,
-                    enable_idempotence=True,
-                    acks="all",
-                    max_batch_size=BATCH_BYTES,
-                    max_request_size=8 * BATCH_BYTES + self.max_message_bytes,
+                    **self._args, enable_idempotence=True, acks="all", max_batch_size=BATCH_BYTES
                 )
-                delay = 0.1
-                while True:
-                    try:
-                        await producer.start()
-                        break
-                    except Exception:
-                        log.exception("cannot reach Kafka to produce; trying again")
-                        await asyncio.sleep(delay)
-                        delay = min(5.0, delay * 2)
-                self._producer = producer
+                try:
+                    await producer.start()
+                    self._producer = producer
+                except Exception as error:  # noqa: BLE001  there is no last try
+                    await producer.stop()
+                    log.error("cannot reach Kafka to produce; trying again", extra={"error": str(error)})  # noqa: TRY400
+                    await asyncio.sleep(delay)
+                    delay = min(5.0, delay * 2)
             return self._producer
 
     async def stop(self) -> None:

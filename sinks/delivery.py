@@ -297,11 +297,12 @@ class Delivery:
                         log.error("delivery failed", exc_info=self._work.exception())
                         self._failed = True
                         await self.clock.sleep(_AFTER_FAULT_S)
-                        self._requeue()
                 finally:
                     self._work.cancel()
                     with suppress(asyncio.CancelledError, Exception):
                         await self._work
+                # After a release too: the work may have taken some of the next generation before it noticed.
+                self._requeue()
         finally:
             self._released = True
             self._room.set()

@@ -1,7 +1,5 @@
 """`iotflow simulate`: its options, and what it says when something is wrong."""
 
-
-
 import asyncio
 import json
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +34,6 @@ class Record:
     topic: str = "raw"
     partition: int = 3
     timestamp: int = RECEIVED_MS
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def payload(device: str = "dev-1", **more: Any) -> bytes:
@@ -141,7 +140,7 @@ def test_a_dialect_knows_the_records_circumstances() -> None:
     assert seen == [Meta("custom", b"k", headers, datetime(2025, 10, 9, 8, 53, 19, 123000, tzinfo=UTC))]
 
 
-# -- what becomes a letter -----------------------------------------------------------------------------------------------
+# -- what becomes a letter ---------------------------------------------------------------------------------------------
 
 
 def test_a_letter_has_the_original_and_its_place() -> None:
@@ -213,7 +212,7 @@ def test_several_outcomes_of_one_payload_share_nothing_but_the_record() -> None:
     assert (decoded.readings, decoded.good, len(decoded.devices)) == (2, 0, 2)
 
 
-# -- what must not stop the others ---------------------------------------------------------------------------------------
+# -- what must not stop the others -------------------------------------------------------------------------------------
 
 
 def boom(_: bytes, __: Meta) -> Sequence[Reading]:

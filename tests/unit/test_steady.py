@@ -1,7 +1,5 @@
 """That a steady producer asks calmly and never gives a batch up."""
 
-
-
 import asyncio
 import math
 import time
