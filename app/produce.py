@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
+from app.steady import steady
 from schemas.deadletter import Letter
 from schemas.decoding import Item
 from schemas.partition import partition_of
@@ -40,6 +41,7 @@ class BatchProducer:
                 producer = AIOKafkaProducer(
                     **self._args, enable_idempotence=True, acks="all", max_batch_size=BATCH_BYTES
                 )
+                steady(producer)
                 try:
                     await producer.start()
                     self._producer = producer
@@ -75,15 +77,24 @@ class BatchProducer:
             for item in items:
                 key, value, headers = item
                 while builder.append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
-                    future = await producer.send_batch(builder, topic, partition=partition)
-                    sent.append(Sent(self, topic, partition, batch, future))
+                    sent.append(await self._submit(builder, topic, partition, batch))
                     builder, batch = producer.create_batch(), []
                 batch.append(item)
             if batch:
                 builder.close()
-                future = await producer.send_batch(builder, topic, partition=partition)
-                sent.append(Sent(self, topic, partition, batch, future))
+                sent.append(await self._submit(builder, topic, partition, batch))
         return sent
+
+    async def _submit(self, builder: Any, topic: str, partition: int, batch: list[Item]) -> "Sent":
+        """Queue a batch behind the one before it, however long that takes."""
+        producer = await self.start()
+        while True:
+            try:
+                future = await producer.send_batch(builder, topic, partition=partition)
+            except KafkaTimeoutError:
+                log.warning("Kafka does not take what is produced; trying on", extra={"topic": topic})
+            else:
+                return Sent(self, topic, partition, batch, future)
 
 
 class Sent:

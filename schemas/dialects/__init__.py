@@ -34,10 +34,9 @@ class Meta(Struct, frozen=True):
 
 
 class Match(Struct, frozen=True):
-    """How a dialect is chosen: by its name in the `iotflow-dialect` header or a topic's settings, else by topic."""
+    """How a dialect is chosen: by its name, in the `iotflow-dialect` header or else in the settings of the topic."""
 
     name: str
-    topics: Sequence[str] = ()
 
 
 class Example(Struct, frozen=True):
@@ -63,19 +62,15 @@ class Walk(Struct, frozen=True):
 def load() -> Mapping[str, ModuleType]:
     """Every dialect's module by name.
 
-    Raises `RuntimeError` when two claim one name or one topic.
+    Raises `RuntimeError` when two claim one name.
     """
     found: dict[str, ModuleType] = {}
-    topics: dict[str, str] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         match: Match = module.MATCH
         if match.name in found:
             raise RuntimeError(f"two dialects are called {match.name!r}")
         found[match.name] = module
-        for topic in match.topics:
-            if topics.setdefault(topic, match.name) != match.name:
-                raise RuntimeError(f"topic {topic!r} is claimed by {topics[topic]!r} and {match.name!r}")
     return found
 
 

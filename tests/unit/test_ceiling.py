@@ -3,7 +3,7 @@
 from collections import deque
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinks.ceiling import Ceiling
@@ -50,6 +50,7 @@ def refused(count: int, devices: int) -> list[str]:
     ratio=st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]),
     steps=st.lists(st.integers(0, 30) | st.sampled_from(["", "a", "b", "c", "d", "e"]), max_size=60),
 )
+@settings(deadline=None)
 def test_it_trips_exactly_when_the_model_does(window: int, devices: int, ratio: float, steps: list[Step]) -> None:
     """After every step it agrees with a list of the last records."""
     ceiling, model = Ceiling(window, devices, ratio), Model(window, devices, ratio)

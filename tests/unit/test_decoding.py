@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import wire
@@ -81,6 +81,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @given(device=st.text(min_size=1, max_size=40), key=st.none() | st.binary(max_size=10), partitions=st.integers(1, 64))
+@settings(deadline=None)
 def test_the_device_decides_the_partition(device: str, key: bytes | None, partitions: int) -> None:
     """Whatever the record's key says, its reading goes where the device lives, keyed by the device."""
     decoded = decode(Record(payload(device), key=key), partitions=partitions)
@@ -102,6 +103,7 @@ def test_the_headers_say_where_a_reading_came_from_and_when() -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=30))
+@settings(deadline=None)
 def test_a_devices_readings_stay_in_order(devices: list[str]) -> None:
     """Each partition gets its readings in the order in which their records were."""
     records = [Record(payload(device), offset) for offset, device in enumerate(devices)]
@@ -290,6 +292,7 @@ objects = st.dictionaries(fields | texts, jsons | st.just(AT.isoformat()) | st.j
     timestamp=st.integers(-(2**63), 2**63 - 1) | st.just(RECEIVED_MS),
     key=st.none() | st.binary(max_size=9),
 )
+@settings(deadline=None)
 def test_nothing_in_a_record_makes_it_raise_or_vanish(
     values: list[bytes | None],
     topic: str,
