@@ -78,6 +78,7 @@ def make(
             stage=name,
             version=__version__,
             max_message_bytes=topics.max_message_bytes,
+            ranges=settings.ranges,
         )
         forwarder = Forwarder(decoder, topics.decode_output, producer, letters, telemetry, fault, ceiling=ceiling)
         return Stage(list(topics.raw), "", forwarder, decode(forwarder), [topics.decode_output, topics.dead_letters])

@@ -59,7 +59,10 @@ def letter(  # noqa: PLR0913  each is one header of the letter
     and carries its sha256 and length in `iotflow-dlq-sha256` and `iotflow-dlq-length`.
     """
     source = source_of(record)
-    place = source if source is not None else f"{record.topic}/{record.partition}/{record.offset}/{index}"
+    if source is None:
+        place = f"{record.topic}/{record.partition}/{record.offset}/{index}"
+    else:  # a decoded record is one reading, unless it is decoded once more
+        place = f"{source}/{index}" if index else source
     value = record.value
     headers: list[tuple[str, bytes]] = [
         ("iotflow-dlq-stage", stage.encode()),

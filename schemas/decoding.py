@@ -11,7 +11,7 @@ from schemas import wire
 from schemas.deadletter import Letter, letter
 from schemas.dialects import Decode, Meta, choose, load
 from schemas.partition import partition_of
-from schemas.reading import Reading, Rejected
+from schemas.reading import Reading, Rejected, flaw
 from schemas.record import Record
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,12 @@ class Decoded(Struct):
 
 
 class Decoder:
-    """Decodes chunks of raw records. `partitions` is the decoded topic's count; the device decides which one."""
+    """Decodes chunks of raw records. `partitions` is the decoded topic's count; the device decides which one.
 
-    def __init__(
+    `ranges` are a dialect's own for some of its metrics, where it lets them be set (it has `decoder` and `RANGES`).
+    """
+
+    def __init__(  # noqa: PLR0913  each is a fact about the stage
         self,
         by_topic: Mapping[str, str],
         *,
@@ -49,13 +52,17 @@ class Decoder:
         stage: str,
         version: str,
         max_message_bytes: int,
+        ranges: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     ) -> None:
         self.by_topic = by_topic
         self.partitions = partitions
         self.stage = stage
         self.version = version
         self.max_message_bytes = max_message_bytes
-        self._decoders: Mapping[str, Decode] = {name: module.decode for name, module in load().items()}
+        self._decoders: dict[str, Decode] = {name: module.decode for name, module in load().items()}
+        for name, own in (ranges or {}).items():
+            module = load()[name]
+            self._decoders[name] = module.decoder({**module.RANGES, **own})
 
     def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:
         """Decode records of any topics; never raises for what is in them."""
@@ -71,6 +78,10 @@ class Decoder:
                     continue
                 reading: Reading = outcome  # type: ignore[assignment]
                 try:
+                    if why := flaw(reading):
+                        flawless = False
+                        self._condemn(decoded, record, index, why, now_ms, reading.device_id)
+                        continue
                     value = write(reading)
                     device = reading.device_id
                     key = device.encode()
@@ -93,6 +104,9 @@ class Decoder:
                     items[partition] = [item]
                 decoded.readings += 1
             decoded.good += flawless
+        if log.isEnabledFor(logging.DEBUG):
+            for record in records:
+                log.debug("message decoded", extra={"topic": record.topic, "at": (record.partition, record.offset)})
         return decoded
 
     def _decode(self, record: Record) -> Sequence[Reading | Rejected]:
@@ -111,11 +125,12 @@ class Decoder:
             return [Rejected("bad_timestamp", f"the record's own time is {record.timestamp}, which is no epoch in ms")]
         try:
             # A tuple as it is; anything lazy is made to fail here.
-            return tuple(decode(value, Meta(record.topic, record.key, headers, received)))
+            outcomes = tuple(decode(value, Meta(record.topic, record.key, headers, received)))
         except Exception as error:
             # A dialect must not raise; one that does is at fault, and its payload is kept for the day it is mended.
             log.exception("a dialect failed", extra={"dialect": name})
             return [Rejected("dialect_failed", f"{type(error).__name__} in dialect {name}")]
+        return outcomes or [Rejected("empty", "the payload holds no readings")]
 
     def _condemn(  # noqa: PLR0913  a letter's facts
         self, decoded: Decoded, record: Record, index: int, why: Rejected, now_ms: int, device: str | None = None

@@ -13,6 +13,8 @@ HEADER_VERSION: Final = "iotflow-v"
 HEADER_SRC: Final = "iotflow-src"
 HEADER_INGEST_MS: Final = "iotflow-ingest-ms"
 
+_MS_DIGITS: Final = 15
+
 Headers = Sequence[tuple[str, bytes | None]]
 
 #: A reading to the bytes of its record's value; the inverse of `read`.
@@ -38,21 +40,24 @@ def read(value: bytes | None) -> Reading:
         raise RejectedError("wire", "the record has no value")
     try:
         reading = _decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedError("wire", str(error)) from error
     if not reading.device_id or not reading.measurement or not reading.values:
         raise RejectedError("wire", "device_id, measurement and values must not be empty")
     time = reading.time
     if time.tzinfo is None:
         raise RejectedError("wire", "time has no zone")
-    if time.tzinfo is not UTC:
+    if time.tzinfo is UTC:
+        return reading
+    try:
         return msgspec.structs.replace(reading, time=time.astimezone(UTC))
-    return reading
+    except OverflowError as error:
+        raise RejectedError("wire", f"time {time} is outside the calendar in UTC") from error
 
 
 def ingest_ms(record_headers: Headers, default: int) -> int:
     """The receive time a record's headers carry, or `default`; milliseconds since the epoch."""
     for name, value in record_headers:
-        if name == HEADER_INGEST_MS and value is not None and value.isdigit():
+        if name == HEADER_INGEST_MS and value is not None and value.isdigit() and len(value) <= _MS_DIGITS:
             return int(value)
     return default

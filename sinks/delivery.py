@@ -383,7 +383,16 @@ class Delivery:
 
     def _form(self, batch: _Batch, readings: Sequence[Reading], records: Sequence[Record]) -> _Part:
         """Prepare readings for the sink; those it has no form for become letters."""
-        prepared = self.sink.prepare(readings)
+        try:
+            prepared = self.sink.prepare(readings)
+        except Exception:
+            culprits = self._culprits(readings)
+            if not culprits:
+                raise
+            numbers = [index for index in range(len(readings)) if index not in culprits]
+            prepared = self.sink.prepare([readings[index] for index in numbers])
+            formless = {numbers[index]: why for index, why in prepared.rejected.items()}
+            prepared = Prepared(prepared.payload, prepared.rows, {**formless, **culprits})
         if not prepared.rejected:
             return _Part(readings, records, prepared)
         for index, rejected in prepared.rejected.items():
@@ -392,6 +401,17 @@ class Delivery:
         readings = [readings[index] for index in kept]
         records = [records[index] for index in kept]
         return _Part(readings, records, Prepared(prepared.payload, prepared.rows, {}))
+
+    def _culprits(self, readings: Sequence[Reading]) -> dict[int, Rejected]:
+        """The readings, by index, that a sink fails on alone."""
+        found: dict[int, Rejected] = {}
+        for index, reading in enumerate(readings):
+            try:
+                self.sink.prepare([reading])
+            except Exception as error:
+                log.exception("a sink cannot prepare a reading", extra={"sink": self.sink.name})
+                found[index] = Rejected("prepare_failed", f"{type(error).__name__}: {error}")
+        return found
 
     def _condemn(self, batch: _Batch, record: Record, rejected: Rejected, device: str) -> None:
         options = self.options

@@ -254,9 +254,9 @@ class TimescaleSink:
         """By SQLSTATE class; what is not known is tried again, since a lost row is worse than a late one."""
         if isinstance(error, asyncpg.PostgresError):
             return _classify_state(error, self.settings)
-        if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError)) and not isinstance(error, ValueError):
-            return Retry(f"{type(error).__name__}: {error}")
-        if isinstance(error, (ValueError, TypeError, OverflowError)):
+        if isinstance(error, ssl.SSLCertVerificationError):  # a ValueError too, but not one of the data
+            return Fatal(f"the certificate of {self.settings.host} is not trusted ({error}): set TIMESCALE_SSL_CA")
+        if isinstance(error, (ValueError, TypeError, OverflowError)):  # asyncpg cannot encode it
             return Reject(Rejected("bad_value", f"{type(error).__name__}: {error}"))
         return Retry(f"{type(error).__name__}: {error}")
 

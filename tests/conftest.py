@@ -12,6 +12,7 @@ from deploy.local.files import default_cache
 from deploy.local.kafka import Kafka
 from deploy.local.postgres import DATABASE, USER, Postgres
 from deploy.local.stack import Stack
+from tests.lab.certificates import Certificates, make
 
 REQUIRED = bool(os.environ.get("IOTFLOW_REQUIRE_SERVERS"))  # noqa: TID251  the tests' own switch
 FOLDER = Path(__file__).parent.parent / ".iotflow" / "test"
@@ -53,6 +54,12 @@ def postgres(stack: Stack) -> Postgres:
     server = stack.servers["postgres"]
     assert isinstance(server, Postgres)
     return server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A CA, a server and a client certificate, and another CA."""
+    return make(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

@@ -103,6 +103,27 @@ def _value_types(value: Any) -> Any:
     return types
 
 
+def _ranges(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    form = "DIALECT.METRIC=LOW..HIGH"
+    known = {name: module.RANGES for name, module in dialects.load().items() if hasattr(module, "decoder")}
+    ranges: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, text in _unique(_pairs(value, "=", form)).items():
+        dialect, _, metric = name.partition(".")
+        if metric not in known.get(dialect, ()):
+            allowed = ", ".join(f"{other}.{each}" for other, metrics in known.items() for each in metrics)
+            raise ValueError(f"{name!r} has no range that can be set; there are: {allowed}")
+        try:
+            low, high = (float(bound) for bound in text.split(".."))
+        except ValueError:
+            raise ValueError(f"must be {form}, as telemetry.temperature=-20..50; not {name}={text}") from None
+        if not low < high:
+            raise ValueError(f"the range of {name} is empty: {text}")
+        ranges.setdefault(dialect, {})[metric] = (low, high)
+    return ranges
+
+
 def parse_levels(text: str) -> tuple[str, dict[str, str]]:
     """The overall level and each module's own; raises `ValueError` naming what is neither."""
     root, modules = "INFO", dict[str, str]()
@@ -146,6 +167,7 @@ Size = Annotated[int, BeforeValidator(_size)]
 Name = Annotated[str, AfterValidator(_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
 RawTopics = Annotated[dict[str, str], BeforeValidator(_raw_topics)]
+Ranges = Annotated[dict[str, dict[str, tuple[float, float]]], BeforeValidator(_ranges)]
 ValueTypes = Annotated[dict[str, str], BeforeValidator(_value_types)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 TokenUrl = Annotated[str, AfterValidator(_token_url)]

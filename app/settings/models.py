@@ -24,6 +24,7 @@ from app.settings.fields import (
     Mechanism,
     Name,
     Protocol,
+    Ranges,
     RawTopics,
     Servers,
     Size,
@@ -235,6 +236,11 @@ class Settings(BaseSettings):
     )
     types: ValueTypes = setting(
         {}, "IOTFLOW_VALUE_TYPES", text="METRIC=TYPE or MEASUREMENT.METRIC=TYPE,…; INT32, INT64, FLOAT or DOUBLE"
+    )
+    ranges: Ranges = setting(
+        {},
+        "IOTFLOW_RANGES",
+        text="what counts as possible: DIALECT.METRIC=LOW..HIGH,…, as telemetry.temperature=-20..50",
     )
     kafka: Kafka = Kafka()
     topics: Topics = Topics()

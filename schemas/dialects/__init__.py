@@ -3,6 +3,7 @@
 A dialect's module has `MATCH`, `decode(payload, meta)` and `EXAMPLES`; where the simulator can speak it, also
 `encode(reading)`, the inverse of `decode`; `WALKS`, a `Walk` for each metric of the first example; and `SPOILED`, by
 the reason that `decode` must give, the fields that make the first example bad (`msgspec.UNSET` takes one away).
+One whose metrics have ranges that may be set has them as `RANGES`, and `decoder(ranges)` that makes another `decode`.
 Adding one is adding a file here; its tests are its `EXAMPLES`.
 """
 

@@ -1,17 +1,13 @@
 """Every way into a broker, on a real one: TLS with client certificates, SCRAM, PLAIN and OAuth, and being refused."""
 
-
-
 import asyncio
 import base64
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -26,59 +22,15 @@ from app.cli import main
 from app.settings import Settings, load
 from deploy.local.files import default_cache
 from deploy.local.kafka import Kafka, Listener
+from tests.lab.certificates import KEY_PASSWORD, Certificates
+from tests.lab.pipeline import Pipeline
 
 USER: Final = "ann"
 PASSWORD: Final = "so hush%"  # noqa: S105
-KEY_PASSWORD: Final = "open-sesame"  # noqa: S105
 #: Being refused is not a matter of time-outs: each is ten seconds or more.
 QUICK: Final = 5.0
 
 Env = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """A CA that signed a server (for localhost alone) and a client, and a CA that signed nothing."""
-
-    ca: Path
-    server: Path
-    client: Path
-    client_key: Path
-    other_ca: Path
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    def signed(name: str, *extensions: str) -> None:
-        (folder / f"{name}.ext").write_text("\n".join(extensions))
-        key = ["-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key"]
-        openssl("req", "-new", *key, "-subj", f"/CN={name}", "-out", f"{name}.csr")
-        ca = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"]
-        openssl("x509", "-req", "-in", f"{name}.csr", *ca, "-extfile", f"{name}.ext", "-out", f"{name}.pem")
-
-    for name in ("ca", "other"):
-        usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-        key = ["-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key"]
-        openssl("req", "-x509", *key, "-subj", f"/CN={name}", "-days", "2", *usage, "-out", f"{name}.pem")
-    usage = "authorityKeyIdentifier=keyid"
-    signed("server", "subjectAltName=DNS:localhost", "extendedKeyUsage=serverAuth", usage)
-    signed("client", "extendedKeyUsage=clientAuth", usage)
-    locked = ["-passout", f"pass:{KEY_PASSWORD}", "-out", "client.locked"]
-    openssl("pkcs8", "-topk8", "-in", "client.key", *locked)
-    # Kafka reads a PEM key store from one file.
-    (folder / "server.store").write_text((folder / "server.key").read_text() + (folder / "server.pem").read_text())
-    return Certificates(
-        ca=folder / "ca.pem",
-        server=folder / "server.store",
-        client=folder / "client.pem",
-        client_key=folder / "client.locked",
-        other_ca=folder / "other.pem",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -379,3 +331,26 @@ async def test_asking_for_topics_creates_none(ways: Ways) -> None:
         assert await topics.missing(settings) == [topic.name for topic in wanted]
         async with kafka.admin(settings) as admin:
             assert len((await topics.plan(admin, wanted)).create) == len(wanted)
+
+
+async def test_the_whole_pipeline_over_sasl_ssl(
+    broker: Kafka, certificates: Certificates, database: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Decode, store, simulator, topics and lag all get through a listener that wants a certificate and a password."""
+    env = {
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+        "KAFKA_SASL_USERNAME": USER,
+        "KAFKA_SASL_PASSWORD": PASSWORD,
+        "KAFKA_SSL_CA": str(certificates.ca),
+        "KAFKA_SSL_CERT": str(certificates.client),
+        "KAFKA_SSL_KEY": str(certificates.client_key),
+        "KAFKA_SSL_KEY_PASSWORD": KEY_PASSWORD,
+    }
+    async with Pipeline(f"localhost:{broker.ports['SASL_TLS']}", database, tmp_path, **env) as p:
+        await p.started("decode")
+        await p.started("store-timescale")
+        await p.simulate(1000, bad=0.05)
+        await p.settled()
+
+        await p.check()

@@ -1,7 +1,5 @@
 """Lag, measured on a real broker."""
 
-
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """Topics on a real broker: planned, created, put right and never more than that."""
 
-
-
 import asyncio
 import dataclasses
 import json

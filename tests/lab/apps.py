@@ -12,6 +12,7 @@ from typing import Any
 import faust
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from faust.exceptions import ConsumerNotStarted
 from faust.streams import _current_event
 
 from app.transport import MAX_POLL_INTERVAL_S, QUEUED_CHUNKS, ChunkSchema
@@ -87,6 +88,7 @@ class Lab:
         self.seen: list[Any] = []
         self.held: list[Any] = []
         self.entered = 0
+        self.seeks = 0
         self.servers = servers
         self.topic = topic
         self.group = group
@@ -109,10 +111,11 @@ class Lab:
         }
         self.app = faust.App(group, broker=f"{scheme}://{servers}", **{**settings, **options})
         self.app.transport_limits = dict(limits or {})
+        self._starting: asyncio.Future[None] | None = None
         self.table: Any = None
         if table:
             self.table = self.app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=partitions)
-        schema = ChunkSchema() if scheme == "iotflow" else faust.Schema(key_type=bytes, value_type=bytes)
+        schema = ChunkSchema() if scheme == "iotflow" else faust.Schema(key_serializer="raw", value_serializer="raw")
 
         async def agent(stream: Any) -> None:
             async for event in stream.noack().events():
@@ -122,15 +125,18 @@ class Lab:
         self.app.agent(self.app.topic(topic, schema=schema), name="agent", concurrency=1)(agent)
 
     async def __aenter__(self) -> "Lab":
+        """Begin to start; a worker is up only when the group has let it in, which is what some tests are about."""
         self.app.finalize()
-        await self.app.start()
+        self._starting = asyncio.ensure_future(self.app.start())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def stop(self, limit: float = 15.0) -> bool:
+    async def stop(self, limit: float = 9.0) -> bool:
         """Stop the worker; says whether it stopped within `limit` seconds, and ends a hanging one all the same."""
+        assert self._starting is not None
+        await self._starting
         stopping = asyncio.ensure_future(self.app.stop())
         done, _ = await asyncio.wait({stopping}, timeout=limit)
         by_itself = bool(done)
@@ -157,7 +163,11 @@ class Lab:
     @property
     def assigned(self) -> set[int]:
         """The partitions of the topic that it has."""
-        return {tp.partition for tp in self.consumer.assignment() if tp.topic == self.topic}
+        try:
+            assignment = self.consumer.assignment()
+        except ConsumerNotStarted:
+            return set()
+        return {tp.partition for tp in assignment if tp.topic == self.topic}
 
     @property
     def offsets(self) -> dict[int, list[int]]:
@@ -187,12 +197,35 @@ def slow_seek(lab: Lab, *, before: float = 0.0, after: float = 0.0) -> None:
     seek = lab.consumer.seek_to_committed
 
     async def slow() -> Any:
+        lab.seeks += 1
         await asyncio.sleep(before)
         found = await seek()
         await asyncio.sleep(after)
         return found
 
     lab.consumer.seek_to_committed = slow
+
+
+def late_fetch(lab: Lab, armed: Callable[[], bool], until_true: Callable[[], bool]) -> None:
+    """A fault hook: a fetch that has passed Faust's checks, once armed, reaches aiokafka only when something is true.
+
+    This is a fetch on its way between the two threads while a rebalance begins, or one that waits inside aiokafka
+    for the new assignment; it then returns records of that.
+    """
+    thread = lab.consumer._thread
+    fetch = thread._fetch_records
+
+    async def late(client: Any, active: Any, timeout: float = 0.0, max_records: int | None = None) -> Any:
+        if not armed():
+            return await fetch(client, active, timeout=timeout, max_records=max_records)
+        if until_true():
+            return await fetch(client, active, timeout=timeout, max_records=max_records)
+        wanted = set(active)
+        while not until_true():  # noqa: ASYNC110  what becomes true belongs to another thread
+            await asyncio.sleep(0.005)
+        return await client._fetcher.fetched_records(wanted, timeout=timeout, max_records=max_records)
+
+    thread._fetch_records = late
 
 
 async def committed(servers: str, topic: str, group: str) -> dict[int, int]:

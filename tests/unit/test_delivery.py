@@ -161,8 +161,10 @@ class Sink:
 
     def prepare(self, readings: Sequence[Reading]) -> Prepared[list[Reading]]:
         """Refuse the devices called prepare; keep the others as they are."""
-        if self.prepares:
+        if self.prepares and len(readings) > 1:
             raise self.prepares.pop(0)
+        if any(reading.device_id.startswith("raise") for reading in readings):
+            raise KeyError("raise")
         self.prepared.append([reading.device_id for reading in readings])
         no_form = {
             index: Rejected("no_form", reading.device_id)
@@ -545,7 +547,7 @@ async def test_latency_counts_from_the_receipt_of_the_raw_record() -> None:
 
 # -- bad records -------------------------------------------------------------------------------------------------------
 
-kinds = st.sampled_from(["d", "d", "d", "bytes", "prepare", "reject", "partial"])
+kinds = st.sampled_from(["d", "d", "d", "bytes", "prepare", "reject", "partial", "raise"])
 
 
 @given(
@@ -1086,6 +1088,16 @@ async def test_a_fault_neither_loses_nor_acknowledges() -> None:
         assert bench.sink.stored == devices(held)
         assert bench.clock.slept == [1.0, 1.0, 1.0]
         assert bench.letters.sent == []
+
+
+@virtual
+async def test_a_reading_that_a_sink_fails_on_is_a_letter_and_the_rest_is_stored() -> None:
+    """A sink must not raise while it prepares; if it does for a reading, that reading alone pays for it."""
+    async with running(Sink()) as bench:
+        await bench.put("d1", "raise2", "prepare3", "d4")
+        await bench.done()
+        assert bench.sink.stored == ["d1", "d4"]
+        assert sorted(bench.letters.devices) == ["prepare3", "raise2"]
 
 
 @virtual

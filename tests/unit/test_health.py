@@ -1,7 +1,5 @@
 """When a worker is ready, and when the watchdog ends it."""
 
-
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable

@@ -1,7 +1,5 @@
 """The Kafka settings as arguments of aiokafka and Faust, and Kafka's failures as sentences."""
 
-
-
 import asyncio
 import base64
 import re

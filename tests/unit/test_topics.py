@@ -1,7 +1,5 @@
 """What topics there should be, and what a plan makes of those that are there."""
 
-
-
 import dataclasses
 from typing import Any
 
