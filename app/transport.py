@@ -128,15 +128,33 @@ class Consumer(stock.Consumer):
         wanted = await self._fetchable(active_partitions, timeout)
         if wanted is not None and not wanted:
             return {}
+        generation = self.app.consumer_generation_id
         fetched = await super()._getmany(wanted, timeout)
+        outlived = generation != self.app.consumer_generation_id
         folded: dict[TP, Sequence[Any]] = {}
         for partition, records in fetched.items():
             tp = ensure_TP(partition)
             if self._is_changelog_tp(tp):  # 1
                 folded[tp] = records
-            else:
+            elif not outlived:
                 folded[tp] = list(fold(records, self.chunk_records, self.chunk_bytes))
+        if outlived and len(folded) < len(fetched) and self.flow_active:
+            await self._seek_again()
         return folded
+
+    async def _seek_again(self) -> None:
+        """Fetch once more what a fetch brought that was under way before a rebalance, and after it (4).
+
+        Recovery's own seek may lie before or after it, and clears the queues: it is not known what would be left.
+        While the flow is stopped Faust does this itself.
+        """
+        rebalances = self.app.rebalancing_count
+        try:
+            await self.perform_seek()
+        except Exception:
+            if rebalances == self.app.rebalancing_count:
+                raise
+            log.info("seek given up: the next rebalance makes its own")
 
     async def _fetchable(self, active: set[TP] | None, timeout: float) -> set[TP] | None:
         """Which partitions may be fetched now; waits up to `timeout` seconds when there is none.
@@ -282,6 +300,14 @@ class Consumer(stock.Consumer):
         self._acked.clear()
         self._acked_index.clear()
         await super().perform_seek()
+        # aiokafka leaves a partition without a commit where it is, and a fetch that was dropped has moved it.
+        untouched = [
+            stock.ensure_aiokafka_TP(tp)
+            for tp in self.assignment()
+            if not self._read_offset[tp] and not self._is_changelog_tp(tp)
+        ]
+        if untouched:
+            await self._thread.seek_to_beginning(*untouched)
 
     # -- revoke and stop ---------------------------------------------------------------------------------------------
 

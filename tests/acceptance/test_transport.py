@@ -6,6 +6,8 @@ and a lucky run must not fail the build. Where a race can be forced, it is.
 
 import asyncio
 import gc
+import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,10 +33,12 @@ from tests.lab.apps import (
     until,
     until_committed,
 )
+from tests.lab.table_worker import table_lab
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )  # of stock workers that hang
+ROOT = Path(__file__).parents[2]
 SMALL: Mapping[str, int] = {"chunk_records": 100}
 BOTH = pytest.mark.parametrize("scheme", ["kafka", "iotflow"])
 
@@ -291,29 +295,73 @@ async def test_a_fetch_outlives_a_rebalance_of_a_new_group(
 async def test_a_fetch_outlives_a_rebalance_of_a_worker_with_a_table(
     kafka_servers: str, tmp_path: Path, topic: str, scheme: str
 ) -> None:
-    """Nothing is lost and no commit freezes when a fetch of before a rebalance ends amid the seek of its recovery."""
-    group = unique("group")
+    """Nothing is lost and no commit freezes when a fetch of before a rebalance ends amid the seek of its recovery.
+
+    The table is empty: a recovery that has nothing to read resumes at once.
+    """
+    group, pace = unique("group"), paced(0.05, 100)
     await create_changelog(kafka_servers, group)
     await fill(kafka_servers, topic, 2000)
-    pace = paced(0.02, 100)
-
-    async def count(lab: Lab, event: Any, records: Any) -> None:
-        lab.write(event, b"%d" % records[0].partition, b"%d" % records[-1].offset)
-        await pace(lab, event, records)
 
     kind: dict[str, Any] = {"scheme": scheme, "limits": {"chunk_records": 20}, "table": True}
-    one = Lab(kafka_servers, topic, group, tmp_path, count, **kind)
-    slow_seek(one, before=1.0, after=0.5)
+    one = Lab(kafka_servers, topic, group, tmp_path, pace, **kind)
+    slow_seek(one, before=0.7, after=0.3)
     joins = asyncio.Event()
     late_fetch(one, joins.is_set, lambda: one.seeks > 1)
     async with one:
         await until_committed(one, ends(2000))
         joins.set()
         await fill(kafka_servers, topic, 8000, start=2000)
-        async with Lab(kafka_servers, topic, group, tmp_path, count, **kind) as two:
-            await until(lambda: one.running and two.running)
+        async with Lab(kafka_servers, topic, group, tmp_path, pace, **kind) as two:
+            await until(lambda: one.running and two.running, 15)
             await until(lambda: len(handled(one, two)) == 10_000, 10)
             await until_committed(two, ends(10_000), 5)
+
+
+async def test_twenty_kills_in_recovery(kafka_servers: str, tmp_path: Path, topic: str) -> None:
+    """A worker with a table, killed twenty times while it recovers or works, ends with all handled and committed."""
+    group, chance = unique("group"), random.Random(20)
+    await create_changelog(kafka_servers, group)
+    await fill(kafka_servers, topic, 40_000)
+
+    async def spawn() -> asyncio.subprocess.Process:
+        # It is made ready while its predecessor still works.
+        command = (sys.executable, "-m", "tests.lab.table_worker", kafka_servers, topic, group, str(tmp_path))
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, cwd=ROOT
+        )
+
+    coming = await spawn()
+    try:
+        for _ in range(20):
+            worker, coming = coming, await spawn()
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write(b"\n")
+            try:
+                assert await asyncio.wait_for(worker.stdout.readline(), 30) == b"started\n"
+                await asyncio.sleep(chance.uniform(0.3, 3.0))
+                assert worker.returncode is None
+            finally:
+                worker.kill()
+                await worker.wait()
+    finally:
+        coming.kill()
+        await coming.wait()
+
+    async with table_lab(kafka_servers, topic, group, tmp_path) as last:
+        await until(lambda: last.running)
+        recovered = dict(last.table.items())
+        await until_committed(last, ends(40_000), 60)
+        assert last.consumer.frozen() == []
+    handled = {partition: set() for partition in range(4)}
+    for line in (tmp_path / "handled").read_text().splitlines():
+        partition, first, end = map(int, line.split())
+        handled[partition].update(range(first, end + 1))
+    assert handled == {partition: set(range(10_000)) for partition in range(4)}
+    print(len(recovered), len(last.seen))
+    assert recovered
 
 
 # -- intake (5, 7) ---------------------------------------------------------------------------------------------------

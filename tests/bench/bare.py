@@ -35,7 +35,7 @@ async def fetches(spec: Spec) -> Any:
         max_partition_fetch_bytes=_FETCH_BYTES,
     )
     await consumer.start()
-    while not consumer.assignment():
+    while not consumer.assignment():  # noqa: ASYNC110  aiokafka tells nobody
         await asyncio.sleep(0.05)
     spec.ready.touch()
     due, handled = time.monotonic() + COMMIT_EVERY_S, False

@@ -75,7 +75,7 @@ def make(spec: Spec) -> faust.App:
     made.agent(made.topic(spec.topic, schema=schema), name="contender", concurrency=1)(_AGENTS[spec.kind](made, spec))
 
     async def ready() -> None:
-        while not _flows(made, spec.topic):
+        while not _flows(made, spec.topic):  # noqa: ASYNC110  Faust tells nobody
             await asyncio.sleep(0.05)
         spec.ready.touch()
 

@@ -27,7 +27,7 @@ def raw(count: int, bad: float) -> tuple[list[Item], int]:
     """Raw telemetry of about 130 bytes, and how many of the records are bad; after a while they repeat."""
     fleet = Fleet(DEVICES, "telemetry", 1, bad_share=bad)
     samples = [fleet.sample(datetime.now(UTC)) for _ in range(min(count, _UNIQUE))]
-    items = [Item(sample.device_id.encode(), sample.payload, ()) for sample in samples]
+    items = [Item(sample.device_id.encode(), sample.payload, []) for sample in samples]
     wrong = [not isinstance(sample.expected, Reading) for sample in samples]
     chosen = [number % len(items) for number in range(count)]
     return [items[number] for number in chosen], sum(wrong[number] for number in chosen)
@@ -62,11 +62,15 @@ class Load:
 
     async def __aenter__(self) -> "Load":
         await self._producer.start()
-        count = len(await self._producer.partitions_for(self.topic))
-        parts: list[list[Item]] = [[] for _ in range(count)]
-        for item in self._items:
-            parts[partition_of((item.key or b"").decode(), count)].append(item)
-        self._lanes = [self._batches(part) for part in parts]
+        try:
+            count = len(await self._producer.partitions_for(self.topic))
+            parts: list[list[Item]] = [[] for _ in range(count)]
+            for item in self._items:
+                parts[partition_of((item.key or b"").decode(), count)].append(item)
+            self._lanes = [self._batches(part) for part in parts]
+        except BaseException:
+            await self._producer.stop()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -140,7 +140,7 @@ async def rounds(
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-# -- consume and decode: messages per CPU-second -------------------------------------------------------------------------
+# -- consume and decode: messages per CPU-second -----------------------------------------------------------------------
 
 
 async def per_cpu_second(bench: Bench, pid: int, group: str, sending: Load) -> float:
@@ -236,7 +236,7 @@ async def decode(bench: Bench) -> list[Figure]:
     ]
 
 
-# -- store: rows per second of wall --------------------------------------------------------------------------------------
+# -- store: rows per second of wall ------------------------------------------------------------------------------------
 
 
 class Stored(Struct):
@@ -356,8 +356,8 @@ def _store_figures(runs: Mapping[str, Sequence[Stored]]) -> list[Figure]:
     cost = {name: statistics.median(each.client_us for each in found) for name, found in runs.items()}
     bound = _busy(runs["ours"][-1].shares, runs["bare"][-1].shares)
     client = (
-        f"decoding, preparing and sending a row by hand already costs {cost['bare']:.1f} µs here without its decoding, "
-        f"{cost['bare, prepared ahead']:.1f} without its preparing"
+        f"the bare loop takes {cost['bare']:.1f} µs a row to prepare and send, {cost['bare, prepared ahead']:.1f} to "
+        "send alone; what is above that is fetching, decoding, Faust and delivery"
     )
     names = {"ours": "ours", "bare": "bare", "bare, prepared ahead": "bare ahead", "stock": "stock"}
     raw = {names[name]: value for name, value in raw.items()}
@@ -386,7 +386,7 @@ def _busy(ours: Mapping[str, float], bare: Mapping[str, float]) -> str:
     return f"neither is busy all the time, so they wait for each other, for the disk or for a core: {said}"
 
 
-# -- latency and memory --------------------------------------------------------------------------------------------------
+# -- latency and memory ------------------------------------------------------------------------------------------------
 
 
 async def latency(bench: Bench) -> list[Figure]:

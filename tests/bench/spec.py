@@ -116,7 +116,7 @@ class Contender:
 
     async def __aenter__(self) -> "Contender":
         spec = self.spec
-        Path(spec.folder).mkdir(parents=True)
+        spec.ready.parent.mkdir(parents=True)
         path = os.environ["PATH"]  # noqa: TID251  what a child process needs to run at all
         env = {"PATH": path, _VARIABLE: msgspec.json.encode(spec).decode()}
         with spec.log.open("ab") as log:
@@ -130,8 +130,10 @@ class Contender:
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type | None, *_: object) -> None:
         await self._end()
+        if kind is not None:
+            sys.stderr.write(f"--- {self.spec.kind}\n{self.spec.log.read_text()[-3000:]}\n")
 
     async def _until(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._seconds

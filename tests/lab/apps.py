@@ -12,6 +12,7 @@ from typing import Any
 import faust
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from faust.exceptions import ConsumerNotStarted
 from faust.streams import _current_event
 
@@ -234,6 +235,9 @@ async def committed(servers: str, topic: str, group: str) -> dict[int, int]:
     await admin.start()
     try:
         offsets = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:  # the broker's first group makes it make a topic
+        return {}
+    else:
         return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == topic}
     finally:
         await admin.close()

@@ -120,7 +120,7 @@ class Pipeline:
         """Start a worker; does not wait for it to be ready."""
         port = choose(41000, self._ports)
         self._ports.add(port)
-        env = {**self.env, **more, "IOTFLOW_STAGE": stage, "IOTFLOW_WEB_PORT": str(port)}
+        env = {**self.env, "IOTFLOW_STAGE": stage, "IOTFLOW_WEB_PORT": str(port), **more}
         with (self.folder / f"{stage}-{port}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(*worker_command(), cwd=ROOT, env=env, stdout=log, stderr=log)
         started = Process(self, stage, port, process)
