@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from agents.held import chunks
 from schemas.decoding import Decoded, Decoder, Item
 from sinks.ceiling import Ceiling
-from sinks.delivery import Held, Letters
+from sinks.delivery import Letters
+from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ _IN_FLIGHT = 3
 class Sent(Protocol):
     """A batch on its way."""
 
-    async def done(self) -> Sequence[Any]:
-        """Wait for the broker; the items it refused for their size."""
+    async def done(self) -> None:
+        """Wait for the broker; raises when it refuses."""
 
 
 class Producer(Protocol):
@@ -71,13 +72,12 @@ class Forwarder:
         self.letters = letters
         self.telemetry = telemetry
         self.fault = fault
-        self.limit = ceiling or Ceiling()
+        self.ceiling = ceiling or Ceiling()
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[bool]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._generation = -1
-        self._released = False
+        self._sending = 0
+        self._handover = Handover(self._release)
 
     async def start(self, producer: Producer) -> None:
         """Learn how many partitions the decoded topic really has."""
@@ -89,15 +89,13 @@ class Forwarder:
 
     async def put(self, held: Held) -> None:
         """Take a chunk over; waits while enough of them are in flight."""
-        if held.generation > self._generation:
-            self._generation = held.generation
-            self._end_drain()
+        self._handover.meet(held)
         try:
             await self._slots.acquire()
         except asyncio.CancelledError:
             held.release()
             raise
-        if self._released or held.generation < self._generation:
+        if self._handover.refuses(held):
             self._slots.release()
             held.release()
             return
@@ -115,39 +113,34 @@ class Forwarder:
     @property
     def ready(self) -> bool:
         """Whether what is put now will be handled."""
-        return not self.limit.tripped
+        return not self.ceiling.tripped
 
     def drain(self, deadline: float) -> None:
         """Finish what is held by `deadline` (of `time.monotonic`) and let the rest go. Returns at once."""
-        self._stop_timer()  # of a drain that no chunk has ended: it would release the next generation's
-        delay = 0.0 if self.limit.tripped else max(0.0, deadline - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._release)
+        self._handover.start(time.monotonic() if self.ceiling.tripped else deadline)
 
     def _release(self) -> None:
-        self._released = True
         for task in self._tasks:
             task.cancel()
-
-    def _end_drain(self) -> None:
-        self._released = False
-        self._stop_timer()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._sending:
+            # What the client has queued cannot be taken back. Sent later, it could stand behind what the next owner of
+            # the partition sends, and an older value would win. So this process must not live to send it.
+            self.fault(RuntimeError("partitions were taken away while Kafka did not answer"))
 
     async def _forward(self, held: Held) -> bool:
         """Whether it was acknowledged."""
-        settled = False
+        settled = sending = False
         try:
             # In turn, so that a device's readings stay in the order in which they were received.
             async with self._turn:
-                if self.limit.tripped:
+                if self.ceiling.tripped:
                     await asyncio.Event().wait()  # until drained: a restart is what goes on from here
                 decoded = self.decoder(held.records, time.time_ns() // 1_000_000)
+                self._sending += 1
+                sending = True
                 sent = await self.producer.send(self.topic, decoded.items)
-            await self._acknowledged(sent)
+            for batch in sent:
+                await batch.done()
             await self.letters.send(decoded.letters)
             held.ack()
             settled = True
@@ -159,24 +152,21 @@ class Forwarder:
             self.fault(error)  # not our doing: let go in silence, it would hold its partition's commits for ever
         except Exception as error:  # noqa: BLE001  nothing may leave a task unseen
             self.fault(error)
+        finally:
+            self._sending -= sending
         return settled
-
-    async def _acknowledged(self, sent: Sequence[Sent]) -> None:
-        for batch in sent:
-            if await batch.done():
-                raise RuntimeError(f"{self.topic} refuses records for their size: run iotflow topics apply")
 
     def _count(self, held: Held, decoded: Decoded) -> None:
         self.telemetry.decoded(len(held.records), decoded.readings, len(decoded.letters))
-        self.limit.good(decoded.good)
+        self.ceiling.good(decoded.good)
         reasons: dict[str, int] = {}
-        for dead, device in zip(decoded.letters, decoded.devices, strict=True):
+        for dead in decoded.letters:
             reasons[dead.reason] = reasons.get(dead.reason, 0) + 1
-            if dead.reason != "unknown_device":
-                self.limit.rejected(device)
+        for device in decoded.fruitless:
+            self.ceiling.rejected(device)
         for reason, count in reasons.items():
             self.telemetry.dead(reason, count)
-        if self.limit.tripped:
+        if self.ceiling.tripped:
             self.telemetry.ceiling(True)
             log.error(
                 "the ceiling tripped: most records are refused, so intake is stopped",

@@ -66,6 +66,8 @@ class Snapshot:
     breaker: Breaker = Breaker.CLOSED
     ceiling: bool = False
     remedy: str = ""
+    #: Writes that the destination answered: moves inside a batch too, which is committed only whole.
+    progress: int = 0
 
 
 class Limit(Protocol):
@@ -78,7 +80,7 @@ class Work(Protocol):
     """What a stage does; a sink's delivery also has `state` (its breaker) and `remedy`."""
 
     @property
-    def limit(self) -> Limit:
+    def ceiling(self) -> Limit:
         """The ceiling."""
 
     @property
@@ -188,7 +190,9 @@ class Watchdog:
         stop = self._lasts("stop", now.stopping)
         blocked = now.ceiling or now.breaker is not Breaker.CLOSED
         waiting = now.held > 0 or now.lag > _MARKERS * (now.partitions or 0)
-        still = self._lasts("still", working and idle and waiting and not blocked, (now.generation, now.committed))
+        still = self._lasts(
+            "still", working and idle and waiting and not blocked, (now.generation, now.committed, now.progress)
+        )
         if outside >= self._patience:
             return f"no generation of the consumer group for {outside:.0f} s"
         if rebalance >= self._patience:
@@ -242,8 +246,9 @@ def snapshot(view: View) -> Snapshot:
         held=consumer.inflight_records,
         taking=work.ready,
         breaker=getattr(work, "state", Breaker.CLOSED),
-        ceiling=work.limit.tripped,
+        ceiling=work.ceiling.tripped,
         remedy=getattr(work, "remedy", ""),
+        progress=getattr(work, "progress", 0),
     )
 
 

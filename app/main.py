@@ -3,7 +3,8 @@
 import sys
 
 from app.build import StageApp, build
-from app.settings import SettingsError, load
+from app.runtime import EXIT_CONFIG
+from app.settings import load
 from app.stages import names
 
 
@@ -11,10 +12,11 @@ def _app() -> StageApp:
     try:
         settings = load()
         if not settings.stage:
-            sys.exit(f"iotflow: set IOTFLOW_STAGE to one of: {', '.join(names(settings))}")
+            raise ValueError(f"set IOTFLOW_STAGE to one of: {', '.join(names(settings))}")
         return build(settings.stage, settings)
-    except (SettingsError, ValueError) as error:
-        sys.exit(f"iotflow: {error}")
+    except ValueError as error:  # SettingsError is one
+        sys.stderr.write(f"iotflow: {error}\n")
+        sys.exit(EXIT_CONFIG)
 
 
 app = _app()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -16,12 +17,14 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RecordL
 from app.steady import steady
 from schemas.deadletter import Letter
 from schemas.decoding import Item
-from schemas.partition import partition_of
+from schemas.partition import partition_of_key
 
 log = logging.getLogger(__name__)
 
-#: Larger than the broker's fetch granularity, far below any `max.message.bytes`.
+#: A batch is what the broker compares with `max.message.bytes`: never larger than that, whatever it is set to.
 BATCH_BYTES = 128 * 1024
+#: Stopping sends what is queued; a broker that is away must not keep a worker from stopping.
+_STOP_S = 5.0
 
 
 class BatchProducer:
@@ -39,7 +42,10 @@ class BatchProducer:
             delay = 0.1
             while self._producer is None:
                 producer = AIOKafkaProducer(
-                    **self._args, enable_idempotence=True, acks="all", max_batch_size=BATCH_BYTES
+                    **self._args,
+                    enable_idempotence=True,
+                    acks="all",
+                    max_batch_size=min(BATCH_BYTES, self.max_message_bytes),
                 )
                 steady(producer)
                 try:
@@ -56,7 +62,9 @@ class BatchProducer:
         """Disconnect; what is not acknowledged by then may or may not arrive."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_S):
+                    await producer.stop()
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has."""
@@ -73,19 +81,19 @@ class BatchProducer:
         sent: list[Sent] = []
         for partition, items in partitions.items():
             builder = producer.create_batch()
-            batch: list[Item] = []
+            records = 0
             for item in items:
                 key, value, headers = item
                 while builder.append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
-                    sent.append(await self._submit(builder, topic, partition, batch))
-                    builder, batch = producer.create_batch(), []
-                batch.append(item)
-            if batch:
+                    sent.append(await self._submit(builder, topic, partition))
+                    builder, records = producer.create_batch(), 0
+                records += 1
+            if records:
                 builder.close()
-                sent.append(await self._submit(builder, topic, partition, batch))
+                sent.append(await self._submit(builder, topic, partition))
         return sent
 
-    async def _submit(self, builder: Any, topic: str, partition: int, batch: list[Item]) -> "Sent":
+    async def _submit(self, builder: Any, topic: str, partition: int) -> "Sent":
         """Queue a batch behind the one before it, however long that takes."""
         producer = await self.start()
         while True:
@@ -94,37 +102,24 @@ class BatchProducer:
             except KafkaTimeoutError:
                 log.warning("Kafka does not take what is produced; trying on", extra={"topic": topic})
             else:
-                return Sent(self, topic, partition, batch, future)
+                return Sent(topic, future)
 
 
 class Sent:
     """A batch on its way to one partition."""
 
-    def __init__(
-        self, producer: BatchProducer, topic: str, partition: int, items: list[Item], future: asyncio.Future[Any]
-    ) -> None:
-        self._producer = producer
+    def __init__(self, topic: str, future: asyncio.Future[Any]) -> None:
         self._topic = topic
-        self._partition = partition
-        self._items = items
         self._future = future
 
-    async def done(self) -> list[Item]:
-        """Wait for the broker's acknowledgement; the items it refused as too large are returned.
-
-        A batch refused for its size is sent again record by record. Any other error is raised.
-        """
+    async def done(self) -> None:
+        """Wait for the broker's acknowledgement; raises what it refuses with."""
         try:
             await self._future
-        except (MessageSizeTooLargeError, RecordListTooLargeError):
-            if len(self._items) == 1:
-                return self._items
-            refused: list[Item] = []
-            for item in self._items:
-                for single in await self._producer.send(self._topic, {self._partition: [item]}):
-                    refused += await single.done()
-            return refused
-        return []
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            raise RuntimeError(
+                f"{self._topic} takes less than IOTFLOW_MAX_MESSAGE_BYTES: run iotflow topics apply"
+            ) from error
 
 
 class LetterProducer:
@@ -142,8 +137,6 @@ class LetterProducer:
         by_partition: dict[int, list[Item]] = {}
         for dead in letters:
             item = Item(dead.key, dead.value, dead.headers)
-            by_partition.setdefault(partition_of(dead.id, count), []).append(item)
+            by_partition.setdefault(partition_of_key(dead.key, count), []).append(item)
         for sent in await self._producer.send(self._topic, by_partition):
-            refused = await sent.done()
-            if refused:
-                raise RuntimeError(f"{self._topic} refuses letters for their size: run iotflow topics apply")
+            await sent.done()

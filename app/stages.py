@@ -20,7 +20,7 @@ DECODE = "decode"
 class Work(Protocol):
     """What a stage's runtime starts, drains and asks about."""
 
-    limit: Ceiling
+    ceiling: Ceiling
 
     @property
     def ready(self) -> bool:

@@ -24,6 +24,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, cast
 
 import faust
@@ -111,6 +112,7 @@ class Consumer(stock.Consumer):
         self._order: defaultdict[TP, deque[_HandedOut]] = defaultdict(deque)
         self._by_offset: defaultdict[TP, dict[int, _HandedOut]] = defaultdict(dict)
         self._leaving = False
+        self._revokes = 0
         self._full = False
         self._log_full_at = 0.0
         self.inflight_bytes = 0
@@ -128,9 +130,9 @@ class Consumer(stock.Consumer):
         wanted = await self._fetchable(active_partitions, timeout)
         if wanted is not None and not wanted:
             return {}
-        generation = self.app.consumer_generation_id
+        revokes = self._revokes
         fetched = await super()._getmany(wanted, timeout)
-        outlived = generation != self.app.consumer_generation_id
+        outlived = revokes != self._revokes
         folded: dict[TP, Sequence[Any]] = {}
         for partition, records in fetched.items():
             tp = ensure_TP(partition)
@@ -143,7 +145,7 @@ class Consumer(stock.Consumer):
         return folded
 
     async def _seek_again(self) -> None:
-        """Fetch once more what a fetch brought that was under way before a rebalance, and after it (4).
+        """Fetch once more what was brought by a fetch that began before a rebalance and ended after it (4).
 
         Recovery's own seek may lie before or after it, and clears the queues: it is not known what would be left.
         While the flow is stopped Faust does this itself.
@@ -318,11 +320,11 @@ class Consumer(stock.Consumer):
         """
         self._leaving = True
         try:
-            await self.commit()
+            await self._commit_soon()
             self._active_partitions.difference_update(revoked)
             self._paused_partitions.difference_update(revoked)
             await self._on_partitions_revoked(revoked)
-            await self.commit()
+            await self._commit_soon()
             self._forget(revoked)
             for tp in revoked:
                 self._gap.pop(tp, None)
@@ -330,9 +332,10 @@ class Consumer(stock.Consumer):
                 self._committed_offset.pop(tp, None)
         finally:
             self._leaving = False
+            self._revokes += 1
 
     async def wait_empty(self) -> None:
-        """Wait until nothing is held any more, two thirds of the rebalance time-out at most (3).
+        """Wait until nothing is held any more, two thirds of the rebalance time-out at most, and commit (3).
 
         The holders are told to be done within one third. What is held after that is discarded: it is not committed,
         so it is delivered again.
@@ -341,14 +344,20 @@ class Consumer(stock.Consumer):
         third = self.app.conf.broker_rebalance_timeout / 3
         for hook in self.on_drain:
             hook(started + third)
-        await self.commit()
+        await self._commit_soon()
         while self._unacked_messages and time.monotonic() < started + 2 * third:
             await self._wait_for_ack(timeout=1)
             self._clean_unacked_messages()
         if self._unacked_messages:
             log.warning("chunks discarded: their holder did not let go", extra={"chunks": len(self._unacked_messages)})
             self._unacked_messages.clear()
-        await self.commit_and_end_transactions()
+        await self._commit_soon()
+
+    async def _commit_soon(self) -> None:
+        """Commit, unless the broker is away: then what was done is done again, and nobody waits for it here."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.app.conf.broker_rebalance_timeout / 6):
+                await self.commit(start_new_transaction=False)
 
     def pause_partitions(self, tps: Iterable[TP]) -> None:
         """As Faust does in a rebalance; refused while records flow (5).

@@ -50,15 +50,16 @@ def letter(  # noqa: PLR0913  each is one header of the letter
     index: int,
     version: str,
     now_ms: int,
+    source: str | None = None,
     attempt: int = 1,
     max_value_bytes: int,
 ) -> Letter:
     """Make the letter for reading `index` (0-based) of a record that `stage` could not handle.
 
-    The value is the record's as the stage consumed it; one longer than `max_value_bytes` is cut to `KEPT_BYTES`
+    `source` is the `iotflow-src` of a decoded record; without it the letter's place is the record's own. The value is
+    the record's as the stage consumed it; one longer than `max_value_bytes` is cut to `KEPT_BYTES`
     and carries its sha256 and length in `iotflow-dlq-sha256` and `iotflow-dlq-length`.
     """
-    source = source_of(record)
     if source is None:
         place = f"{record.topic}/{record.partition}/{record.offset}/{index}"
     else:  # a decoded record is one reading, unless it is decoded once more

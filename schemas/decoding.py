@@ -11,7 +11,7 @@ from schemas import wire
 from schemas.deadletter import Letter, letter
 from schemas.dialects import Decode, Meta, choose, load
 from schemas.partition import partition_of
-from schemas.reading import Reading, Rejected, flaw
+from schemas.reading import Reading, Rejected, RejectedError, flaw
 from schemas.record import Record
 
 log = logging.getLogger(__name__)
@@ -29,13 +29,15 @@ class Item(NamedTuple):
 
 
 class Decoded(Struct):
-    """What became of a chunk: records to produce, by partition and in order, and letters with their devices."""
+    """What became of a chunk: records to produce, by partition and in order, and letters."""
 
     items: dict[int, list[Item]]
     letters: list[Letter]
-    devices: list[str]
     readings: int
+    #: Records that gave a reading at least.
     good: int
+    #: The keys or devices of those that gave none, but for devices that are not known yet.
+    fruitless: list[str]
 
 
 class Decoder:
@@ -66,35 +68,18 @@ class Decoder:
 
     def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:
         """Decode records of any topics; never raises for what is in them."""
-        decoded = Decoded({}, [], [], 0, 0)
-        items, write, partitions = decoded.items, wire.write, self.partitions
-        limit = self.max_message_bytes - _FRAME_BYTES
+        decoded = Decoded({}, [], 0, 0, [])
+        items, partitions = decoded.items, self.partitions
         for record in records:
-            flawless = True
+            before, reason = decoded.readings, ""
             for index, outcome in enumerate(self._decode(record)):
-                if outcome.__class__ is Rejected:
-                    flawless = False
-                    self._condemn(decoded, record, index, outcome, now_ms)
-                    continue
-                reading: Reading = outcome  # type: ignore[assignment]
                 try:
-                    if why := flaw(reading):
-                        flawless = False
-                        self._condemn(decoded, record, index, why, now_ms, reading.device_id)
-                        continue
-                    value = write(reading)
-                    device = reading.device_id
-                    key = device.encode()
-                except Exception as error:  # noqa: BLE001  no reading that a dialect makes up may stop the others
-                    flawless = False
-                    why = Rejected("dialect_failed", f"{type(error).__name__} in what the dialect made of it")
-                    self._condemn(decoded, record, index, why, now_ms)
+                    key, value = self._encode(outcome)
+                except RejectedError as error:
+                    reason = error.rejected.reason
+                    self._condemn(decoded, record, index, error.rejected, now_ms)
                     continue
-                if len(value) + len(key) > limit:
-                    flawless = False
-                    why = Rejected("too_large", f"the decoded reading has {len(value)} bytes, the broker takes {limit}")
-                    self._condemn(decoded, record, index, why, now_ms, device)
-                    continue
+                device: str = outcome.device_id  # type: ignore[union-attr]  # only a reading could be encoded
                 source = f"{record.topic}/{record.partition}/{record.offset}/{index}"
                 item = Item(key, value, wire.headers(source, record.timestamp))
                 partition = partition_of(device, partitions)
@@ -103,11 +88,32 @@ class Decoder:
                 else:
                     items[partition] = [item]
                 decoded.readings += 1
-            decoded.good += flawless
+            if decoded.readings > before:
+                decoded.good += 1
+            elif reason != "unknown_device":
+                decoded.fruitless.append((record.key or b"").decode("utf-8", "replace"))
         if log.isEnabledFor(logging.DEBUG):
             for record in records:
                 log.debug("message decoded", extra={"topic": record.topic, "at": (record.partition, record.offset)})
         return decoded
+
+    def _encode(self, outcome: Reading | Rejected) -> tuple[bytes, bytes]:
+        """Key and value of the decoded record. Raises `RejectedError` for what cannot be one."""
+        if outcome.__class__ is Rejected:
+            raise RejectedError(outcome.reason, outcome.error)
+        reading: Reading = outcome  # type: ignore[assignment]
+        try:
+            why = flaw(reading)
+            key, value = reading.device_id.encode(), wire.write(reading)
+        except Exception as error:  # no reading that a dialect makes up may stop the others
+            raise RejectedError("dialect_failed", f"{type(error).__name__} in what the dialect made of it") from error
+        if why is not None:
+            raise RejectedError(why.reason, why.error)
+        size = len(key) + len(value)
+        if size > self.max_message_bytes - _FRAME_BYTES:
+            limit = self.max_message_bytes
+            raise RejectedError("too_large", f"the decoded reading has {size} bytes, and the broker takes {limit}")
+        return key, value
 
     def _decode(self, record: Record) -> Sequence[Reading | Rejected]:
         headers = record.headers
@@ -126,15 +132,15 @@ class Decoder:
         try:
             # A tuple as it is; anything lazy is made to fail here.
             outcomes = tuple(decode(value, Meta(record.topic, record.key, headers, received)))
+        except RejectedError as error:
+            return [error.rejected]
         except Exception as error:
-            # A dialect must not raise; one that does is at fault, and its payload is kept for the day it is mended.
+            # A dialect raises nothing else; one that does is at fault, and its payload is kept until it is mended.
             log.exception("a dialect failed", extra={"dialect": name})
             return [Rejected("dialect_failed", f"{type(error).__name__} in dialect {name}")]
         return outcomes or [Rejected("empty", "the payload holds no readings")]
 
-    def _condemn(  # noqa: PLR0913  a letter's facts
-        self, decoded: Decoded, record: Record, index: int, why: Rejected, now_ms: int, device: str | None = None
-    ) -> None:
+    def _condemn(self, decoded: Decoded, record: Record, index: int, why: Rejected, now_ms: int) -> None:
         dead = letter(
             record,
             why,
@@ -145,9 +151,4 @@ class Decoder:
             max_value_bytes=self.max_message_bytes,
         )
         decoded.letters.append(dead)
-        if device is None:
-            device = (record.key or b"").decode("utf-8", "replace")
-        decoded.devices.append(device)
-        log.warning(
-            "payload refused", extra={"reason": why.reason, "error": why.error, "device": device, "src": dead.id}
-        )
+        log.warning("payload refused", extra={"reason": why.reason, "error": why.error, "letter": dead.id})

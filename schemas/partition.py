@@ -7,7 +7,11 @@ from aiokafka.partitioner import murmur2
 
 @lru_cache(maxsize=200_000)
 def _hash(device_id: str) -> int:
-    return int(murmur2(device_id.encode("utf-8", "surrogatepass"))) & 0x7FFFFFFF
+    return _murmur(device_id.encode("utf-8", "surrogatepass"))
+
+
+def _murmur(key: bytes) -> int:
+    return int(murmur2(key)) & 0x7FFFFFFF
 
 
 def partition_of(device_id: str, partitions: int) -> int:
@@ -17,3 +21,8 @@ def partition_of(device_id: str, partitions: int) -> int:
     device agrees with it.
     """
     return _hash(device_id) % partitions
+
+
+def partition_of_key(key: bytes, partitions: int) -> int:
+    """The partition of a record that no device owns, by its key."""
+    return _murmur(key) % partitions

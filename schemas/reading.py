@@ -58,7 +58,7 @@ class RejectedError(ValueError):
 def flaw(reading: Reading) -> Rejected | None:
     """What makes a reading impossible to store anywhere without changing it, or None.
 
-    Type overrides may still allow an integer that is too large here: see `sinks.base.ValueTypes`.
+    Whether an integer fits is the store's to say: it depends on the type set for the metric.
     """
     if not reading.device_id:
         return Rejected("missing_field", "device_id is empty")

@@ -71,16 +71,17 @@ class SinkSettings(BaseModel):
 
 
 class Sink(Protocol[Payload]):
-    """A destination. Delivery calls one method at a time, and `close` in any case.
+    """A destination. Delivery calls one of the asynchronous methods at a time, and `close` in any case.
 
-    `write` must be idempotent on (measurement, device_id, channel, metric, time), the last of a batch winning: what
-    is delivered twice must change nothing.
+    Made as `Sink(settings, types)`; beside it the module has `Settings` (whose `STAGE` begins with `store-`) and
+    `apply_schema(settings)`, which makes the tables. `write` must be idempotent on (measurement, device_id, channel,
+    metric, time), the last of a batch winning: what is delivered twice must change nothing.
     """
 
     name: str
 
     async def open(self) -> None:
-        """Connect; may be called again after it failed or after `close`."""
+        """Connect; called until it succeeds once. After that `write` and `probe` find the way back by themselves."""
 
     async def close(self) -> None:
         """Let go of everything; may be called at any time, any number of times."""
@@ -89,10 +90,13 @@ class Sink(Protocol[Payload]):
         """Do what `write` does, without data; raises what `write` would."""
 
     def prepare(self, readings: Sequence[Reading]) -> Prepared[Payload]:
-        """Encode a batch; pure, so it can run while another batch is being written."""
+        """Encode a batch, without I/O: it runs while another batch is being written."""
 
     async def write(self, payload: Payload) -> None:
-        """Store a prepared batch; when it returns, all of it is durable."""
+        """Store a prepared batch; when it returns, all of it is durable.
+
+        May be cancelled at any await, and must leave the connection usable or replaced.
+        """
 
     def classify(self, error: BaseException) -> Verdict:
         """What an error of any other method means."""

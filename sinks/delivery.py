@@ -18,11 +18,12 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from schemas import wire
-from schemas.deadletter import Letter, letter
+from schemas.deadletter import Letter, letter, source_of
 from schemas.reading import Reading, Rejected, RejectedError
 from schemas.record import Record
 from sinks.base import Fatal, PartialWriteError, Prepared, Reject, Retry, Sink, Verdict
 from sinks.ceiling import Ceiling
+from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +33,9 @@ _SAMPLES = 16
 _AFTER_FAULT_S = 1.0
 
 
-class Held(Protocol):
-    """A chunk of records that the transport handed out; exactly one of `ack` and `release` is called, once."""
-
-    records: Sequence[Record]
-    generation: int
-
-    def ack(self) -> None:
-        """All of it is stored or dead-lettered."""
-
-    def release(self) -> None:
-        """Give it up; Kafka delivers it again."""
+_TIMED_OUT = Retry("no answer in time")
+#: A batch with more letters than this sends them before it goes on.
+_LETTERS_AT_ONCE = 500
 
 
 class Letters(Protocol):
@@ -175,7 +168,7 @@ class Delivery:
         self.options = options
         self.letters = letters
         self.telemetry = telemetry
-        self.limit = ceiling or Ceiling()
+        self.ceiling = ceiling or Ceiling()
         self.clock = clock or SystemClock()
         self.jitter = jitter
         self.state = Breaker.CLOSED
@@ -190,27 +183,24 @@ class Delivery:
         self._writing = False
         self._opened = False
         self._failed = False
-        self._generation = -1
-        self._draining = False
-        self._released = False
         self._work: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._handover = Handover(self._release)
+        #: Grows with every write that was answered: a batch that takes long is at work all the same.
+        self.progress = 0
 
     # -- the agent's side --------------------------------------------------------------------------------------------
 
     async def put(self, held: Held) -> None:
         """Take a chunk over; waits while two batches are queued already. One of an ended generation is released."""
-        if held.generation > self._generation:
-            self._generation = held.generation
-            self._end_drain()
+        self._handover.meet(held)
         try:
-            while self._queued >= 2 * self.options.batch_size and not self._released:
+            while self._queued >= 2 * self.options.batch_size and not self._handover.released:
                 self._room.clear()
                 await self._room.wait()
         except asyncio.CancelledError:
             held.release()
             raise
-        if self._released or held.generation < self._generation:
+        if self._handover.refuses(held):
             held.release()
             return
         chunk = _Chunk(held)
@@ -223,7 +213,7 @@ class Delivery:
     @property
     def ready(self) -> bool:
         """Whether what is put now can be expected to be stored soon."""
-        return self._opened and not self._failed and self.state is Breaker.CLOSED and not self.limit.tripped
+        return self._opened and not self._failed and self.state is Breaker.CLOSED and not self.ceiling.tripped
 
     @property
     def held_records(self) -> int:
@@ -232,7 +222,7 @@ class Delivery:
 
     def resume(self) -> None:
         """Go on after the ceiling tripped."""
-        self.limit.reset()
+        self.ceiling.reset()
         self.telemetry.ceiling(False)
         self._resumed.set()
 
@@ -243,20 +233,15 @@ class Delivery:
 
         Returns at once. Ends with the first chunk of a later generation.
         """
-        self._stop_timer()  # of a drain that no chunk has ended: it would release the next generation's
-        self._draining = True
+        self._handover.start(deadline)
         self._wake.set()
         if not self.ready:
-            self._release()
-            return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._release)
+            self._handover.end()
 
     def _release(self) -> None:
         """Let everything go, and end the work on it: a late write could undo a newer one of the next owner."""
         if self._held:
             log.warning("held records let go", extra={"records": self.held_records, "breaker": self.state})
-        self._released = True
         self._failed = False
         for chunk in list(self._held.values()):
             self._let_go(chunk)
@@ -269,15 +254,6 @@ class Delivery:
     def _let_go(self, chunk: _Chunk) -> None:
         if self._held.pop(id(chunk), None) is not None:
             chunk.held.release()
-
-    def _end_drain(self) -> None:
-        self._draining = self._released = False
-        self._stop_timer()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     # -- the task ----------------------------------------------------------------------------------------------------
 
@@ -304,10 +280,7 @@ class Delivery:
                 # After a release too: the work may have taken some of the next generation before it noticed.
                 self._requeue()
         finally:
-            self._released = True
-            self._room.set()
-            for chunk in list(self._held.values()):
-                self._let_go(chunk)
+            self._handover.end()
             await self.sink.close()
 
     def _requeue(self) -> None:
@@ -335,7 +308,11 @@ class Delivery:
             await ready.put(self._prepare(pieces))
 
     async def _gather(self, ready: asyncio.Queue[_Batch]) -> list[_Piece]:
-        """The next batch: full, or timed out while the writer has nothing to do."""
+        """The next batch: full, or timed out while the writer has nothing to do.
+
+        `_wake` is set by whatever may change that: a chunk put, a write finished, a drain begun. Three batches exist at
+        most: one collected here, one in `ready`, one being written.
+        """
         pieces: list[_Piece] = []
         size, first = 0, 0.0
         while True:
@@ -356,7 +333,7 @@ class Delivery:
             wait: float | None = None
             if pieces:
                 wait = first + self.options.batch_timeout - self.clock.monotonic()
-                if self._draining or wait <= 0:
+                if self._handover.draining or wait <= 0:
                     if ready.empty() and not self._writing:
                         return pieces
                     wait = None
@@ -421,6 +398,7 @@ class Delivery:
                 rejected,
                 stage=options.stage,
                 index=0,
+                source=source_of(record),
                 version=options.version,
                 now_ms=self.clock.wall_ms(),
                 max_value_bytes=options.max_letter_bytes,
@@ -433,7 +411,7 @@ class Delivery:
                 "reason": rejected.reason,
                 "error": rejected.error,
                 "device": device,
-                "src": batch.letters[-1].id,
+                "letter": batch.letters[-1].id,
             },
         )
 
@@ -441,15 +419,28 @@ class Delivery:
 
     async def _write(self, ready: asyncio.Queue[_Batch]) -> None:
         while True:
-            if self.limit.tripped:  # also when this work began anew, after a release
+            if self.ceiling.tripped:  # also when this work began anew, after a release
                 await self._stand_still()
-            batch = await ready.get()
+            batch = await self._next(ready)
             self._writing = True
             await self._store(batch)
             await self._bury(batch)
             self._settle(batch)
             self._writing = self._failed = False
             self._wake.set()
+
+    async def _next(self, ready: asyncio.Queue[_Batch]) -> _Batch:
+        """The next batch; while there is none and the breaker is open, see whether the destination is back."""
+        while self.state is not Breaker.CLOSED:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.options.retry_cap):
+                    return await ready.get()
+            try:
+                await self._in_time(self.sink.probe())
+                self._turn(Breaker.CLOSED)
+            except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
+                self._verdict(error)
+        return await ready.get()
 
     async def _store(self, batch: _Batch) -> None:
         """Store a batch whole, or by halves where something in it can never be stored; in order, so the last wins."""
@@ -464,23 +455,30 @@ class Delivery:
             outcome = await self._attempt(part)
             match outcome:
                 case None:
-                    self.limit.good(len(part.readings))
+                    self.ceiling.good(len(part.readings))
                 case Retry() | Fatal():
                     attempt += 1
-                    todo.append(part)
+                    todo += self._smaller(batch, part) if outcome is _TIMED_OUT and attempt > 1 else [part]
                     await self._back_off(outcome, attempt)
                     continue
                 case Reject(rejected) if len(part.readings) == 1:
                     self._condemn(batch, part.records[0], rejected, part.readings[0].device_id)
                 case Reject():
-                    middle = len(part.readings) // 2
-                    todo.append(self._form(batch, part.readings[middle:], part.records[middle:]))
-                    todo.append(self._form(batch, part.readings[:middle], part.records[:middle]))
+                    todo += self._smaller(batch, part)
                 case PartialWriteError(rejected=rejected):
                     todo.append(self._without(batch, part, rejected))
             # It was stored or refused: the destination is there.
             attempt = 0
+            self.progress += 1
             self._turn(Breaker.CLOSED)
+            if len(batch.letters) >= _LETTERS_AT_ONCE:
+                await self._bury(batch)
+
+    def _smaller(self, batch: _Batch, part: _Part) -> list[_Part]:
+        """Both halves, the first one last, because that is where the next one is taken from."""
+        middle = len(part.readings) // 2
+        halves = (slice(middle, None), slice(None, middle)) if middle else (slice(None),)
+        return [self._form(batch, part.readings[half], part.records[half]) for half in halves]
 
     def _without(self, batch: _Batch, part: _Part, rejected: Mapping[int, Rejected]) -> _Part:
         if not rejected or min(rejected) < 0 or max(rejected) >= len(part.readings):
@@ -525,7 +523,7 @@ class Delivery:
 
     def _verdict(self, error: Exception, *, writing: bool = False) -> Verdict:
         # Time that ran out says nothing about the data, whatever the sink thinks of it.
-        verdict = Retry("no answer in time") if isinstance(error, TimeoutError) else self.sink.classify(error)
+        verdict = _TIMED_OUT if isinstance(error, TimeoutError) else self.sink.classify(error)
         self.telemetry.failed(type(verdict).__name__.lower())
         if not (writing and isinstance(verdict, Reject)):
             log.error("write failed", extra={"sink": self.sink.name, "error": _named(error)})
@@ -540,9 +538,10 @@ class Delivery:
         for dead, device in zip(batch.letters, batch.device_of_letter, strict=True):
             reasons[dead.reason] = reasons.get(dead.reason, 0) + 1
             if dead.reason != "unknown_device":
-                self.limit.rejected(device)
+                self.ceiling.rejected(device)
         for reason, count in reasons.items():
             self.telemetry.dead(reason, count)
+        batch.letters, batch.device_of_letter = [], []
 
     def _settle(self, batch: _Batch) -> None:
         now_ms = self.clock.wall_ms()
@@ -606,9 +605,9 @@ class Delivery:
             self.remedy = ""
         level = logging.WARNING if state is Breaker.OPEN else logging.INFO
         log.log(level, "breaker", extra={"sink": self.sink.name, "state": state})
-        if state is Breaker.OPEN and self._draining:
+        if state is Breaker.OPEN and self._handover.draining:
             # Not from here: this runs inside the task that a release cancels.
-            asyncio.get_running_loop().call_soon(self._release)
+            asyncio.get_running_loop().call_soon(self._handover.end)
 
     async def _stand_still(self) -> None:
         self.telemetry.ceiling(True)

@@ -8,6 +8,7 @@ import math
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import asyncpg
@@ -60,6 +61,8 @@ class Settings(SinkSettings):
             flaws.append(f"`pool_max` ({self.pool_max}) must be at least `pool_min` ({self.pool_min})")
         if (self.ssl_cert is None) is not (self.ssl_key is None):
             flaws.append("`ssl_cert` and `ssl_key` go together: set both or neither")
+        if self.sslmode in {"disable", "prefer"} and (self.ssl_ca or self.ssl_cert):
+            flaws.append(f"`ssl_ca` and `ssl_cert` need another `sslmode` than {self.sslmode}: verify-full")
         if flaws:
             raise ValueError("\n".join(flaws))
         return self
@@ -173,7 +176,6 @@ class TimescaleSink:
         self.settings = settings
         self.types = types or {}
         self._pool: asyncpg.Pool | None = None
-        self._meta: dict[str, str] = {}
 
     async def open(self) -> None:
         """Connect the pool. Raises what `classify` knows."""
@@ -183,7 +185,6 @@ class TimescaleSink:
             **connect_args(settings),
             min_size=settings.pool_min,
             max_size=settings.pool_max,
-            command_timeout=settings.write_timeout,
             init=_init,
         )
 
@@ -238,11 +239,7 @@ class TimescaleSink:
     def _meta_of(self, reading: Reading) -> str:
         if reading.tags or reading.flags or reading.raw:
             return "" if reading.raw else _meta_text(reading, None)
-        dialect = reading.dialect
-        text = self._meta.get(dialect)
-        if text is None:
-            text = self._meta[dialect] = _meta_text(reading, None)
-        return text
+        return _dialect_text(reading.dialect)
 
     async def write(self, payload: list[Row]) -> None:
         """COPY to the staging table and upsert from it, in one transaction."""
@@ -324,6 +321,12 @@ def _columns(
     return float(value), None, None, None
 
 
+@lru_cache(maxsize=256)
+def _dialect_text(dialect: str) -> str:
+    """The meta column of the many readings that have nothing but a dialect to say."""
+    return msgspec.json.encode({"dialect": dialect} if dialect else {}).decode()
+
+
 def _meta_text(reading: Reading, metric: str | None) -> str:
     """The meta column: what a reading says besides its values, as JSON."""
     meta: dict[str, Any] = {}
@@ -336,10 +339,9 @@ def _meta_text(reading: Reading, metric: str | None) -> str:
         meta["flags"] = reading.flags
     if metric is not None and metric in reading.raw:
         meta["raw"] = reading.raw[metric]
-    text = msgspec.json.encode(meta).decode()
-    if "\\u0000" in text:
+    if any("\0" in name or "\0" in value for name, value in tags.items()):
         raise RejectedError("nul", "a tag holds a NUL character, which PostgreSQL cannot store")
-    return text
+    return msgspec.json.encode(meta).decode()
 
 
 def _reading(rows: Sequence[Any]) -> Reading:
@@ -382,7 +384,9 @@ def _classify_state(error: asyncpg.PostgresError, settings: Settings) -> Verdict
         "28P01": f"PostgreSQL refuses the password of {place}: set TIMESCALE_PASSWORD or TIMESCALE_PASSWORD_FILE",
         "28000": f"PostgreSQL does not let {place} in: look at pg_hba.conf and TIMESCALE_USER",
         "3D000": f"no database {settings.db!r} on {settings.host}:{settings.port}: make it, or set TIMESCALE_DB",
-        "42P01": f"the table {TABLE} is missing: run iotflow schema apply",
+        "42P01": f"the table {TABLE} is missing: run iotflow schema apply"
+        if STAGING not in str(error)
+        else f"{place} loses temporary tables between transactions: connect without a pooler, or one in session mode",
         "42703": f"the table {TABLE} lacks a column: run iotflow schema apply ({error})",
         "42P10": f"the table {TABLE} lacks its key: run iotflow schema apply on an empty database ({error})",
         "42501": f"{place} may not write to {TABLE}: grant SELECT, INSERT and UPDATE, and TEMP on the database",
@@ -411,11 +415,11 @@ def connect_args(settings: Settings) -> dict[str, Any]:
 
 def _ssl(settings: Settings) -> Any:
     """What asyncpg takes as `ssl`: the mode's name, or a context where certificates are named."""
-    if settings.sslmode in {"disable", "prefer"} and settings.ssl_cert is None:
+    if settings.sslmode in {"disable", "prefer"}:
         return settings.sslmode
     context = ssl.create_default_context(cafile=settings.ssl_ca)
     context.check_hostname = settings.sslmode == "verify-full"
-    if settings.sslmode not in {"verify-ca", "verify-full"}:
+    if settings.sslmode == "require" and settings.ssl_ca is None:
         context.verify_mode = ssl.CERT_NONE
     if settings.ssl_cert is not None:
         context.load_cert_chain(settings.ssl_cert, settings.ssl_key)

@@ -259,7 +259,7 @@ async def test_recovery_neither_loses_a_record_nor_freezes_a_commit(
     slow_seek(second, before=0.3, after=1.5)
     async with second:
         await until(lambda: second.running)
-        await until(lambda: len(handled(first, second)) == 12_000, 10)
+        await until(lambda: len(handled(first, second)) == 12_000, 8)
         await until_committed(second, ends(12_000), 5)
 
 
@@ -279,12 +279,10 @@ async def test_a_fetch_outlives_a_rebalance_of_a_new_group(
 
     kind: dict[str, Any] = {"scheme": scheme, "limits": SMALL}
     one = Lab(kafka_servers, topic, group, tmp_path, in_second_generation, **kind)
-    slow_seek(one, before=0.5)
-    joins = asyncio.Event()
-    late_fetch(one, joins.is_set, lambda: one.app.consumer_generation_id > 1)
+    slow_seek(one, before=1.0)
     async with one:
         await until(lambda: one.running)
-        joins.set()
+        await late_fetch(one, lambda: one.app.consumer_generation_id > 1)
         async with Lab(kafka_servers, topic, group, tmp_path, in_second_generation, **kind) as two:
             await until(lambda: one.running and two.running)
             await until(lambda: len(handled(one, two)) == 4000, 8)
@@ -306,11 +304,9 @@ async def test_a_fetch_outlives_a_rebalance_of_a_worker_with_a_table(
     kind: dict[str, Any] = {"scheme": scheme, "limits": {"chunk_records": 20}, "table": True}
     one = Lab(kafka_servers, topic, group, tmp_path, pace, **kind)
     slow_seek(one, before=0.7, after=0.3)
-    joins = asyncio.Event()
-    late_fetch(one, joins.is_set, lambda: one.seeks > 1)
     async with one:
         await until_committed(one, ends(2000))
-        joins.set()
+        await late_fetch(one, lambda: one.seeks > 1)
         await fill(kafka_servers, topic, 8000, start=2000)
         async with Lab(kafka_servers, topic, group, tmp_path, pace, **kind) as two:
             await until(lambda: one.running and two.running, 15)
@@ -340,8 +336,8 @@ async def test_twenty_kills_in_recovery(kafka_servers: str, tmp_path: Path, topi
             assert worker.stdout is not None
             worker.stdin.write(b"\n")
             try:
-                assert await asyncio.wait_for(worker.stdout.readline(), 30) == b"started\n"
-                await asyncio.sleep(chance.uniform(0.3, 3.0))
+                assert await asyncio.wait_for(worker.stdout.readline(), 30) == b"assigned\n"
+                await asyncio.sleep(chance.uniform(0.0, 2.0))
                 assert worker.returncode is None
             finally:
                 worker.kill()
@@ -355,13 +351,13 @@ async def test_twenty_kills_in_recovery(kafka_servers: str, tmp_path: Path, topi
         recovered = dict(last.table.items())
         await until_committed(last, ends(40_000), 60)
         assert last.consumer.frozen() == []
-    handled = {partition: set() for partition in range(4)}
+    seen: dict[int, set[int]] = {}
     for line in (tmp_path / "handled").read_text().splitlines():
         partition, first, end = map(int, line.split())
-        handled[partition].update(range(first, end + 1))
-    assert handled == {partition: set(range(10_000)) for partition in range(4)}
-    print(len(recovered), len(last.seen))
+        seen.setdefault(partition, set()).update(range(first, end + 1))
+    assert {partition: set(range(10_000)) for partition in range(4)} == seen
     assert recovered
+    assert len(last.seen) < 40_000  # or the killed ones did nothing
 
 
 # -- intake (5, 7) ---------------------------------------------------------------------------------------------------
@@ -387,7 +383,7 @@ async def test_pausing_while_data_flows(kafka_servers: str, tmp_path: Path, topi
             asyncio.get_running_loop().call_later(0.5, lab.consumer.resume_partitions, everything)
 
     async with Lab(kafka_servers, topic, unique("group"), tmp_path, pausing, scheme=scheme, limits=SMALL) as lab:
-        await until_committed(lab, ends(40_000), 12)
+        await until_committed(lab, ends(40_000), 9)
         assert len(handled(lab)) == 40_000
     assert refused == 2
 
@@ -459,7 +455,7 @@ async def test_an_outage_longer_than_a_poll_interval(
         await until(lambda: lab.entered)
         await asyncio.sleep(6)
         gate.set()
-        await until_committed(lab, ends(8000), 10)
+        await until_committed(lab, ends(8000), 8)
         assert lab.running
 
     assert len(handled(lab)) == 8000

@@ -63,6 +63,8 @@ def main() -> int:
             figures, failures = uvloop.run(measure(bench, names))
         finally:
             stack.down()
+            for left in psutil.Process().children():  # a simulator whose part was given up
+                left.kill()
     machine = f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}"
     counts = "quick counts: not a measurement" if options.quick else "full counts"
     print(f"iotflow benchmark: {machine}; {counts}; medians; load at the start {load:.1f}\n")

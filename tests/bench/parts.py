@@ -223,10 +223,11 @@ async def decode(bench: Bench) -> list[Figure]:
         },
         ["stock"],
     )
-    ours_us, bare_us = 1e6 / raw["ours"], 1e6 / raw["bare"]
+    ours_us, bare_us, alone_us = 1e6 / raw["ours"], 1e6 / raw["bare"], load.decoder_us(bench.spec("", "t", decoded="d"))
     bound = (
         f"of {ours_us:.1f} µs of CPU a message, {bare_us:.1f} are what a bare loop with the same decoder and producer "
-        f"takes on this machine, and {ours_us - bare_us:.1f} are Faust, the transport and the worker"
+        f"takes on this machine ({alone_us:.1f} of them the decoder alone, the rest getmany and producing), and "
+        f"{ours_us - bare_us:.1f} are Faust, the transport and the worker"
     )
     return [
         Figure("decode", "ours", raw["ours"], "messages/CPU-s", {}, 120_000, bound=bound),
@@ -240,10 +241,15 @@ async def decode(bench: Bench) -> list[Figure]:
 
 
 class Stored(Struct):
-    """One run of a store: rows a second between 10 % and 90 % of the rows, and what it cost meanwhile."""
+    """One run of a store: rows a second between 10 % and 90 % of the rows, and what a row cost meanwhile.
+
+    `batch` is the mean of rows written at once, which should be the same for all that are compared.
+    """
 
     rate: float
     client_us: float
+    backend_us: float
+    batch: float
     shares: dict[str, float]
     peak_mb: float
 
@@ -293,7 +299,14 @@ async def until_stored(points: Callable[[], Sequence[tuple[float, int]]], total:
 def _summary(points: Sequence[tuple[float, int]], total: int, watch: Watch) -> Stored:
     start, end, rows = window(points, total)
     used = watch.used(start, end)
-    return Stored(rows / (end - start), used["client"] / rows * 1e6, watch.shares(start, end), watch.peak_mb["client"])
+    return Stored(
+        rows / (end - start),
+        used["client"] / rows * 1e6,
+        used["backend"] / rows * 1e6,
+        rows / sum(start < at <= end for at, _ in points),
+        watch.shares(start, end),
+        watch.peak_mb["client"],
+    )
 
 
 async def store_ours(bench: Bench, topic: str, rows: int) -> Stored:
@@ -341,7 +354,10 @@ async def store(bench: Bench) -> list[Figure]:
         async def run(name: str, one: Awaitable[Stored]) -> None:
             found = await one
             runs.setdefault(name, []).append(found)
-            say(f"  {name}: {found.rate:,.0f} rows/s, {found.client_us:.1f} µs a row")
+            say(
+                f"  {name}: {found.rate:,.0f} rows/s, {found.client_us:.1f} µs a row of the client and "
+                f"{found.backend_us:.1f} of PostgreSQL, {found.batch:,.0f} rows a batch"
+            )
 
         for _ in range(min(counts.rounds, 2)):
             await run("ours", store_ours(bench, topic, rows))
@@ -354,7 +370,7 @@ async def store(bench: Bench) -> list[Figure]:
 def _store_figures(runs: Mapping[str, Sequence[Stored]]) -> list[Figure]:
     raw = {name: statistics.median(each.rate for each in found) for name, found in runs.items()}
     cost = {name: statistics.median(each.client_us for each in found) for name, found in runs.items()}
-    bound = _busy(runs["ours"][-1].shares, runs["bare"][-1].shares)
+    bound = _busy(runs["ours"][-1], runs["bare"][-1])
     client = (
         f"the bare loop takes {cost['bare']:.1f} µs a row to prepare and send, {cost['bare, prepared ahead']:.1f} to "
         "send alone; what is above that is fetching, decoding, Faust and delivery"
@@ -368,20 +384,29 @@ def _store_figures(runs: Mapping[str, Sequence[Stored]]) -> list[Figure]:
         Figure("store", "ours / bare, rows prepared ahead", raw["ours"] / raw["bare ahead"], "x", raw, bound=bound),
         Figure("store", "ours / stock Faust", raw["ours"] / raw["stock"], "x", raw, bound=bound),
         Figure("store", "client CPU of ours", cost["ours"], "µs/row", cost, 6, at_most=True, bound=client),
+        Figure(
+            "store",
+            "rows in a batch of ours",
+            runs["ours"][-1].batch,
+            "rows",
+            {n: r[-1].batch for n, r in runs.items()},
+        ),
         Figure("store", "peak resident memory in catch-up", peak, "MB", {}, 250, at_most=True),
     ]
 
 
-def _busy(ours: Mapping[str, float], bare: Mapping[str, float]) -> str:
+def _busy(ours: Stored, bare: Stored) -> str:
     """What our store waited for, by the CPU shares of one interval."""
+    share = ours.shares
     said = (
-        f"of one core the worker had {ours['client']:.0%}, its PostgreSQL backend {ours['backend']:.0%} "
-        f"(all of PostgreSQL {ours['postgres']:.0%}) and Kafka {ours['broker']:.0%}; with the bare loop the backend "
-        f"had {bare['backend']:.0%}"
+        f"of one core the worker had {share['client']:.0%}, its PostgreSQL backend {share['backend']:.0%} (all of "
+        f"PostgreSQL {share['postgres']:.0%}) and Kafka {share['broker']:.0%}; with the bare loop the backend had "
+        f"{bare.shares['backend']:.0%}. A row cost PostgreSQL {ours.backend_us:.1f} µs of CPU with ours and "
+        f"{bare.backend_us:.1f} with the bare loop, in batches of {ours.batch:,.0f} and {bare.batch:,.0f} rows"
     )
-    if ours["backend"] > 0.9:
+    if share["backend"] > 0.9:
         return f"PostgreSQL: {said}"
-    if ours["client"] > 0.9:
+    if share["client"] > 0.9:
         return f"the worker's CPU: {said}"
     return f"neither is busy all the time, so they wait for each other, for the disk or for a core: {said}"
 

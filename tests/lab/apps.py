@@ -207,26 +207,31 @@ def slow_seek(lab: Lab, *, before: float = 0.0, after: float = 0.0) -> None:
     lab.consumer.seek_to_committed = slow
 
 
-def late_fetch(lab: Lab, armed: Callable[[], bool], until_true: Callable[[], bool]) -> None:
-    """A fault hook: a fetch that has passed Faust's checks, once armed, reaches aiokafka only when something is true.
+async def late_fetch(lab: Lab, until_true: Callable[[], bool]) -> None:
+    """A fault hook: the next fetch, which has passed Faust's checks, reaches aiokafka only when something is true.
 
     This is a fetch on its way between the two threads while a rebalance begins, or one that waits inside aiokafka
-    for the new assignment; it then returns records of that.
+    for the new assignment; it then returns records of that. Returns when there is such a fetch.
     """
     thread = lab.consumer._thread
     fetch = thread._fetch_records
+    caught: list[bool] = []
 
     async def late(client: Any, active: Any, timeout: float = 0.0, max_records: int | None = None) -> Any:
-        if not armed():
+        if caught:
             return await fetch(client, active, timeout=timeout, max_records=max_records)
-        if until_true():
-            return await fetch(client, active, timeout=timeout, max_records=max_records)
+        caught.append(True)
         wanted = set(active)
         while not until_true():  # noqa: ASYNC110  what becomes true belongs to another thread
             await asyncio.sleep(0.005)
-        return await client._fetcher.fetched_records(wanted, timeout=timeout, max_records=max_records)
+        deadline = time.monotonic() + 5.0
+        found: Any = {}
+        while not found and time.monotonic() < deadline:
+            found = await client._fetcher.fetched_records(wanted, timeout=0.1, max_records=max_records)
+        return found
 
     thread._fetch_records = late
+    await until(lambda: caught)
 
 
 async def committed(servers: str, topic: str, group: str) -> dict[int, int]:

@@ -1,7 +1,7 @@
 """A worker process with a table, to be killed: `python -m tests.lab.table_worker SERVERS TOPIC GROUP FOLDER`.
 
-It starts when a line comes on its standard input, says `started`, and appends `partition first last` to the file
-`handled` in its folder for each chunk before acknowledging it. For each key of a chunk it counts in the table.
+It starts when a line comes on its standard input and says `assigned` when its recovery begins. For each chunk it counts
+the keys in the table and appends `partition first last` to the file `handled` in its folder before acknowledging it.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.lab.apps import Lab
+from tests.lab.apps import Lab, until
 
 #: Different keys in one partition.
 KEYS = 50
@@ -42,8 +42,9 @@ def table_lab(servers: str, topic: str, group: str, folder: Path) -> Lab:
 
 async def _main(servers: str, topic: str, group: str, folder: str) -> None:
     await asyncio.to_thread(sys.stdin.readline)
-    async with table_lab(servers, topic, group, Path(folder)):
-        print("started", flush=True)
+    async with table_lab(servers, topic, group, Path(folder)) as lab:
+        await until(lambda: lab.assigned)
+        print("assigned", flush=True)
         await asyncio.Event().wait()
 
 

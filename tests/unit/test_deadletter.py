@@ -30,6 +30,7 @@ def make(record: Raw, index: int = 0, *, now_ms: int = 5, attempt: int = 1, limi
         REJECTED,
         stage="decode",
         index=index,
+        source=deadletter.source_of(record),
         version="0.1.0",
         now_ms=now_ms,
         attempt=attempt,

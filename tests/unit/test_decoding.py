@@ -62,9 +62,9 @@ def decode(*records: Record, speaks: Callable[..., Any] | None = None, **more: A
 
 
 def the_letter(decoded: Decoded) -> tuple[str, str, dict[str, bytes]]:
-    """The only letter: its reason, its device and its headers."""
+    """The only letter: its reason, its record's key and its headers."""
     assert not decoded.items
-    (dead,), (device,) = decoded.letters, decoded.devices
+    (dead,), (device,) = decoded.letters, decoded.fruitless
     return dead.reason, device, dict(dead.headers)
 
 
@@ -195,8 +195,8 @@ def test_what_the_broker_would_refuse_is_a_letter(device: str, offset: int) -> N
     if offset <= 0:
         assert (decoded.readings, decoded.good, decoded.letters) == (1, 1, [])
     else:
-        reason, said, _ = the_letter(decoded)
-        assert (reason, said) == ("too_large", device)
+        reason, key, _ = the_letter(decoded)
+        assert (reason, key) == ("too_large", "any")
         assert decoded.letters[0].value == b"small"
         assert decoded.good == 0
 
@@ -211,7 +211,7 @@ def test_several_outcomes_of_one_payload_share_nothing_but_the_record() -> None:
     assert [dict(item.headers)["iotflow-src"] for item in decoded.items[0]] == [b"custom/3/7/0", b"custom/3/7/2"]
     assert [dead.id for dead in decoded.letters] == ["decode:custom/3/7/1", "decode:custom/3/7/3"]
     assert {dead.value for dead in decoded.letters} == {b"all"}
-    assert (decoded.readings, decoded.good, len(decoded.devices)) == (2, 0, 2)
+    assert (decoded.readings, decoded.good, decoded.fruitless) == (2, 1, [])
 
 
 # -- what must not stop the others -------------------------------------------------------------------------------------
@@ -310,8 +310,7 @@ def test_nothing_in_a_record_makes_it_raise_or_vanish(
     seen |= {int(dict(dead.headers)["iotflow-orig-offset"]) for dead in decoded.letters}
     assert seen == set(range(len(records)))
     assert decoded.readings == len(items)
-    assert len(decoded.devices) == len(decoded.letters)
-    assert decoded.good <= len(records)
+    assert decoded.good + len(decoded.fruitless) == len(records)
 
 
 def test_the_same_records_give_the_same() -> None:

@@ -83,14 +83,13 @@ class Sent:
         self.items = items
         self.takes = takes
 
-    async def done(self) -> Sequence[Item]:
+    async def done(self) -> None:
         """Wait for the broker."""
         await self.producer.gate.wait()
         await asyncio.sleep(self.takes)
         if self.producer.loses is not None:
             raise self.producer.loses
         self.producer.acknowledged += self.items
-        return self.items if self.producer.refuses else []
 
 
 class Producer:
@@ -106,7 +105,6 @@ class Producer:
         self.taking: list[float] = []
         self.fails: Fault = None
         self.loses: Fault = None
-        self.refuses = False
 
     async def send(self, topic: str, partitions: Mapping[int, list[Item]]) -> Sequence[Sent]:
         """Queue batches, one partition after the other."""
@@ -368,17 +366,6 @@ async def test_an_error_ends_the_process_and_acknowledges_nothing(where: str, er
     assert bench.released == bench.put_in
 
 
-@virtual
-async def test_a_topic_that_takes_less_than_it_should_is_a_fault() -> None:
-    """What the broker refuses for its size is not acknowledged, and the error says what to do."""
-    bench = Bench()
-    bench.producer.refuses = True
-    held = await bench.put("d")
-    await asyncio.sleep(1)
-    assert "run iotflow topics apply" in str(bench.faults)
-    assert (bench.acked, bench.released) == ([], [held])
-
-
 # -- giving up ---------------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +387,8 @@ async def test_a_drain_finishes_what_it_can_and_lets_go_of_the_rest() -> None:
     await asyncio.sleep(1e7)
     assert len(bench.acked) == 1
     assert len(bench.released) == 4
-    assert bench.faults == []
+    # What Kafka's client has queued would be sent some day: this process must not live to see it.
+    assert ["partitions were taken away while Kafka did not answer"] == list(map(str, bench.faults))
 
 
 @virtual

@@ -153,7 +153,7 @@ class Worker:
         self.app = faust.App(f"health-{stage}", broker="iotflow://127.0.0.1:1", datadir=folder, autodiscover=False)
         self.stage = stage
         self.telemetry = Telemetry(stage, "timescale")
-        self.work = SimpleNamespace(limit=Ceiling(), ready=True, state=Breaker.CLOSED, remedy="")
+        self.work = SimpleNamespace(ceiling=Ceiling(), ready=True, state=Breaker.CLOSED, remedy="")
         self.parts: Any = SimpleNamespace(work=self.work)
         self.watchdog = Watchdog(60.0)
         self.coordinator = SimpleNamespace(generation=3, _coordination_task=asyncio.get_running_loop().create_future())
@@ -295,7 +295,7 @@ async def test_pages_of_a_worker_that_is_given_up(worker: Worker, web: TestClien
 @pytest.mark.parametrize("worker", ["decode"], indirect=True)
 async def test_a_decode_worker_has_no_breaker(worker: Worker) -> None:
     worker.join()
-    worker.parts = SimpleNamespace(work=SimpleNamespace(limit=Ceiling(), ready=True))
+    worker.parts = SimpleNamespace(work=SimpleNamespace(ceiling=Ceiling(), ready=True))
     assert health.refresh(worker).breaker is Breaker.CLOSED
     assert worker.telemetry.value(READY) == 1
 
