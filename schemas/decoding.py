@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -66,29 +65,41 @@ class Decoder:
             module = load()[name]
             self._decoders[name] = module.decoder({**module.RANGES, **own})
 
-    def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:
+    def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:  # noqa: C901, PLR0912  the hot loop, whole
         """Decode records of any topics; never raises for what is in them."""
         decoded = Decoded({}, [], 0, 0, [])
         items, partitions = decoded.items, self.partitions
+        largest = self.max_message_bytes - _FRAME_BYTES
+        write, headers = wire.write, wire.headers
         for record in records:
-            before, reason = decoded.readings, ""
+            good, reason = False, ""
+            place = b"%s/%d/%d/" % (record.topic.encode(), record.partition, record.offset)
             for index, outcome in enumerate(self._decode(record)):
-                try:
-                    key, value = self._encode(outcome)
-                except RejectedError as error:
-                    reason = error.rejected.reason
-                    self._condemn(decoded, record, index, error.rejected, now_ms)
+                # Written out here, and not in functions of their own, because this is the loop that a message costs.
+                if outcome.__class__ is Reading:
+                    try:
+                        why = flaw(outcome)
+                        key, value = outcome.device_id.encode(), write(outcome)
+                    except Exception as error:  # noqa: BLE001  nothing that a dialect makes up may stop the others
+                        why = Rejected("dialect_failed", f"{type(error).__name__} in what the dialect made of it")
+                    else:
+                        if why is None and len(key) + len(value) > largest:
+                            why = Rejected("too_large", f"its {len(value)} bytes are more than the {largest} that fit")
+                else:
+                    why = self._refusal(outcome)
+                if why is not None:
+                    reason = why.reason
+                    self._condemn(decoded, record, index, why, now_ms)
                     continue
-                device: str = outcome.device_id  # type: ignore[union-attr]  # only a reading could be encoded
-                source = f"{record.topic}/{record.partition}/{record.offset}/{index}"
-                item = Item(key, value, wire.headers(source, record.timestamp))
-                partition = partition_of(device, partitions)
+                item = Item(key, value, headers(b"%s%d" % (place, index), record.timestamp))
+                partition = partition_of(outcome.device_id, partitions)
                 if partition in items:
                     items[partition].append(item)
                 else:
                     items[partition] = [item]
                 decoded.readings += 1
-            if decoded.readings > before:
+                good = True
+            if good:
                 decoded.good += 1
             elif reason != "unknown_device":
                 decoded.fruitless.append((record.key or b"").decode("utf-8", "replace"))
@@ -97,25 +108,13 @@ class Decoder:
                 log.debug("message decoded", extra={"topic": record.topic, "at": (record.partition, record.offset)})
         return decoded
 
-    def _encode(self, outcome: Reading | Rejected) -> tuple[bytes, bytes]:
-        """Key and value of the decoded record. Raises `RejectedError` for what cannot be one."""
+    @staticmethod
+    def _refusal(outcome: Any) -> Rejected:
         if outcome.__class__ is Rejected:
-            raise RejectedError(outcome.reason, outcome.error)
-        reading: Reading = outcome  # type: ignore[assignment]
-        try:
-            why = flaw(reading)
-            key, value = reading.device_id.encode(), wire.write(reading)
-        except Exception as error:  # no reading that a dialect makes up may stop the others
-            raise RejectedError("dialect_failed", f"{type(error).__name__} in what the dialect made of it") from error
-        if why is not None:
-            raise RejectedError(why.reason, why.error)
-        size = len(key) + len(value)
-        if size > self.max_message_bytes - _FRAME_BYTES:
-            limit = self.max_message_bytes
-            raise RejectedError("too_large", f"the decoded reading has {size} bytes, and the broker takes {limit}")
-        return key, value
+            return outcome
+        return Rejected("dialect_failed", f"the dialect made a {type(outcome).__name__} of it")
 
-    def _decode(self, record: Record) -> Sequence[Reading | Rejected]:
+    def _decode(self, record: Record) -> Sequence[Any]:
         headers = record.headers
         name = choose(record.topic, headers, self.by_topic) if headers else self.by_topic.get(record.topic, "")
         decode = self._decoders.get(name)
@@ -126,12 +125,8 @@ class Decoder:
         if value is None:
             return [Rejected("empty", "the record has no value")]
         try:
-            received = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-        except (ValueError, OverflowError, OSError):  # whoever produces can set it to anything
-            return [Rejected("bad_timestamp", f"the record's own time is {record.timestamp}, which is no epoch in ms")]
-        try:
             # A tuple as it is; anything lazy is made to fail here.
-            outcomes = tuple(decode(value, Meta(record.topic, record.key, headers, received)))
+            outcomes = tuple(decode(value, Meta(record.topic, record.key, headers, record.timestamp)))
         except RejectedError as error:
             return [error.rejected]
         except Exception as error:

@@ -14,6 +14,7 @@ HEADER_SRC: Final = "iotflow-src"
 HEADER_INGEST_MS: Final = "iotflow-ingest-ms"
 
 _MS_DIGITS: Final = 15
+_HEADER_V: Final = (HEADER_VERSION, VERSION)
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -22,13 +23,13 @@ write = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Reading).decode
 
 
-def headers(source: str, ingest_ms: int) -> list[tuple[str, bytes]]:
-    """The headers of a decoded record; `ingest_ms` is when the raw record was received (epoch, ms)."""
-    return [
-        (HEADER_VERSION, VERSION),
-        (HEADER_SRC, source.encode()),
-        (HEADER_INGEST_MS, b"%d" % ingest_ms),
-    ]
+def headers(source: bytes, ingest_ms: int) -> list[tuple[str, bytes]]:
+    """The headers of a decoded record.
+
+    `source` is TOPIC/PARTITION/OFFSET/INDEX of the raw record and of the reading in it; `ingest_ms` is when that
+    record was received (epoch, ms).
+    """
+    return [_HEADER_V, (HEADER_SRC, source), (HEADER_INGEST_MS, b"%d" % ingest_ms)]
 
 
 def read(value: bytes | None) -> Reading:

@@ -10,14 +10,14 @@ Adding one is adding a file here; its tests are its `EXAMPLES`.
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from types import ModuleType
 from typing import Final
 
 from msgspec import Struct
 
-from schemas.reading import Reading, Rejected
+from schemas.reading import Reading, Rejected, RejectedError
 from schemas.wire import Headers
 
 HEADER_DIALECT: Final = "iotflow-dialect"
@@ -26,12 +26,21 @@ Decode = Callable[[bytes, "Meta"], Sequence[Reading | Rejected]]
 
 
 class Meta(Struct, frozen=True):
-    """What a decoder may know besides the payload; `received` is the record's own time, aware UTC."""
+    """What a decoder may know besides the payload; `received_ms` is the record's own time, since the epoch."""
 
     topic: str
     key: bytes | None
     headers: Headers
-    received: datetime
+    received_ms: int
+
+    @property
+    def received(self) -> datetime:
+        """When the record was received, aware UTC. Raises `RejectedError`: whoever produces can set it to anything."""
+        try:
+            return datetime.fromtimestamp(self.received_ms / 1000, UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            why = f"the record's own time is {self.received_ms}, which is no epoch in ms"
+            raise RejectedError("bad_timestamp", why) from error
 
 
 class Match(Struct, frozen=True):

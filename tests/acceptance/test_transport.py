@@ -289,7 +289,7 @@ async def test_a_fetch_outlives_a_rebalance_of_a_new_group(
             await until_committed(two, ends(4000))
 
 
-@BOTH
+@stock_fails("a record handed out amid recovery's seek is cleared from the queues: commits freeze for good")
 async def test_a_fetch_outlives_a_rebalance_of_a_worker_with_a_table(
     kafka_servers: str, tmp_path: Path, topic: str, scheme: str
 ) -> None:

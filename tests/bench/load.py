@@ -44,7 +44,7 @@ def decoded(count: int) -> list[Item]:
         sample = fleet.sample(begin + timedelta(milliseconds=number))
         reading = sample.expected
         assert isinstance(reading, Reading)
-        headers = wire.headers(f"raw/0/{number}/0", ingest_ms)
+        headers = wire.headers(b"raw/0/%d/0" % number, ingest_ms)
         items.append(Item(sample.device_id.encode(), wire.write(reading), headers))
     return items
 

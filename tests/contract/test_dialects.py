@@ -16,7 +16,7 @@ from schemas.payload import QUOTED_CHARS
 from schemas.reading import Reading, Rejected, flaw
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-META = Meta("raw_iot_data", b"key", [], datetime(2025, 10, 5, tzinfo=UTC))
+META = Meta("raw_iot_data", b"key", [], 1_759_622_400_000)
 REASONS = {
     "not_json",
     "missing_field",

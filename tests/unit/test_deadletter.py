@@ -76,7 +76,7 @@ def test_another_reading_of_one_record_is_another_letter() -> None:
 
 
 def test_a_decoded_record_is_known_by_its_source_wherever_it_is() -> None:
-    headers = wire.headers("raw_iot_data/3/17/2", 5)
+    headers = wire.headers(b"raw_iot_data/3/17/2", 5)
     first, again = (Raw(topic="decoded_iot_data", offset=offset, headers=headers) for offset in (100, 900))
     assert make(first).id == make(again).id == "decode:raw_iot_data/3/17/2"
     assert deadletter.source_of(first) == "raw_iot_data/3/17/2"

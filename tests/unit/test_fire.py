@@ -8,7 +8,7 @@ import pytest
 from schemas.dialects import Meta, fire
 from schemas.reading import CLAMPED, Reading, Rejected
 
-META = Meta("raw_fire", None, [], datetime(2025, 10, 5, tzinfo=UTC))
+META = Meta("raw_fire", None, [], 1_759_622_400_000)
 BASE = {"equipment_id": "EQ001", "measured_at": "2024-01-01T12:00:00"}
 
 

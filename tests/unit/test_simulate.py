@@ -19,7 +19,7 @@ from schemas.partition import partition_of
 from schemas.reading import Reading, Rejected
 
 NOW = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
-META = Meta("raw_iot_data", None, [], NOW)
+META = Meta("raw_iot_data", None, [], 1_759_622_400_000)
 
 
 def samples(fleet: Fleet, count: int, step: timedelta = timedelta(milliseconds=10)) -> list[Sample]:

@@ -83,7 +83,7 @@ def test_unknown_members_of_a_later_minor_version_are_passed_over() -> None:
 
 
 def test_headers() -> None:
-    source = "raw_iot_data/3/17/0"
+    source = b"raw_iot_data/3/17/0"
     headers = wire.headers(source, 1759667696123)
     assert headers == [
         ("iotflow-v", b"1"),
