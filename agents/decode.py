@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from agents.held import chunks
 from schemas.decoding import Decoded, Decoder, Item
 from sinks.ceiling import Ceiling
-from sinks.delivery import Letters
+from sinks.contracts import Letters
 from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)

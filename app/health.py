@@ -18,7 +18,7 @@ from faust.web import View as Page
 
 from app import __version__
 from app.telemetry import Telemetry
-from sinks.delivery import Breaker
+from sinks.contracts import Breaker
 
 log = logging.getLogger(__name__)
 

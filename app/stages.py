@@ -12,7 +12,8 @@ from app.telemetry import Telemetry
 from schemas.decoding import Decoder
 from sinks import registry
 from sinks.ceiling import Ceiling
-from sinks.delivery import Delivery, Options
+from sinks.contracts import Options
+from sinks.delivery import Delivery
 
 DECODE = "decode"
 

@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from app import __version__
-from sinks.delivery import Breaker
+from sinks.contracts import Breaker
 
 Kind = Literal["counter", "gauge", "histogram"]
 #: What a stage does, as the first word of its name: `store-timescale` is a `store`.

@@ -8,12 +8,10 @@ destination is away the batch is kept and no other taken; nothing is dead-letter
 import asyncio
 import logging
 import random
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -23,6 +21,7 @@ from schemas.reading import Reading, Rejected, RejectedError
 from schemas.record import Record
 from sinks.base import Fatal, PartialWriteError, Prepared, Reject, Retry, Sink, Verdict
 from sinks.ceiling import Ceiling
+from sinks.contracts import Breaker, Clock, Letters, Options, SystemClock, Telemetry
 from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)
@@ -31,91 +30,9 @@ log = logging.getLogger(__name__)
 _SAMPLES = 16
 #: Seconds after a fault of our own before all that is held is begun again.
 _AFTER_FAULT_S = 1.0
-
-
 _TIMED_OUT = Retry("no answer in time")
 #: A batch with more letters than this sends them before it goes on.
 _LETTERS_AT_ONCE = 500
-
-
-class Letters(Protocol):
-    """The dead-letter topic."""
-
-    async def send(self, letters: Sequence[Letter]) -> None:
-        """Return when the broker has acknowledged them all; waits for a broker that is away."""
-
-
-class Clock(Protocol):
-    """Time, so that tests can make it pass."""
-
-    def monotonic(self) -> float:
-        """Seconds, for durations."""
-
-    def wall_ms(self) -> int:
-        """Milliseconds since the epoch."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-
-
-class Breaker(StrEnum):
-    """Whether the destination is taken to be there."""
-
-    CLOSED = "closed"
-    HALF_OPEN = "half_open"
-    OPEN = "open"
-
-
-class Telemetry(Protocol):
-    """What delivery tells of itself, per batch and never per record."""
-
-    def taken(self, records: int) -> None:
-        """Records came in."""
-
-    def stored(self, readings: int, rows: int, seconds: float, size: int) -> None:
-        """A write of a batch succeeded; `size` is the batch size aimed at."""
-
-    def durable(self, seconds: float, records: int) -> None:
-        """So many records became durable this long after they were received."""
-
-    def failed(self, kind: str) -> None:
-        """A write or probe failed."""
-
-    def dead(self, reason: str, letters: int) -> None:
-        """Letters were sent."""
-
-    def breaker(self, state: Breaker) -> None:
-        """The breaker changed."""
-
-    def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
-        """The ceiling tripped or was reset."""
-
-
-class Options(Struct, frozen=True):
-    """How to deliver; times in seconds."""
-
-    stage: str
-    version: str
-    batch_size: int = 5000
-    batch_timeout: float = 0.02
-    write_timeout: float = 30.0
-    retry_first: float = 0.1
-    retry_cap: float = 5.0
-    #: So many failures in a row open the breaker: from then on a probe goes first.
-    breaker_after: int = 3
-    max_letter_bytes: int = 1_000_000
-
-
-class SystemClock:
-    """The real one."""
-
-    monotonic = staticmethod(time.monotonic)
-    sleep = staticmethod(asyncio.sleep)
-
-    @staticmethod
-    def wall_ms() -> int:
-        """Milliseconds since the epoch."""
-        return time.time_ns() // 1_000_000
 
 
 class _Chunk:

@@ -1,11 +1,9 @@
 """Delivery: batches, retries, the breaker, bisection, letters and giving up, in time that passes by itself."""
 
 import asyncio
-import functools
 import logging
-import selectors
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,53 +18,12 @@ from schemas.deadletter import Letter
 from schemas.reading import Reading, Rejected
 from sinks.base import Fatal, PartialWriteError, Prepared, Reject, Retry, Verdict
 from sinks.ceiling import Ceiling
-from sinks.delivery import Breaker, Delivery, Options
+from sinks.contracts import Breaker, Options
+from sinks.delivery import Delivery
+from tests.lab.virtual import Selector, virtual
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
 WALL_MS = 1_760_000_000_000
-
-
-# -- time that passes by itself ----------------------------------------------------------------------------------------
-
-
-class Hang(BaseException):
-    """Every task waits for something that will never happen."""
-
-
-class Selector(selectors.SelectSelector):
-    """Instead of waiting, it makes time pass."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Pass the time until the next timer."""
-        if timeout is None:
-            raise Hang
-        self.now += timeout
-        return super().select(0)
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop in which nothing takes time but what asks for it."""
-
-    def __init__(self) -> None:
-        self.selector = Selector()
-        super().__init__(self.selector)
-
-    def time(self) -> float:
-        """The time that passed."""
-        return self.selector.now
-
-
-def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in a loop of its own where time passes by itself."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(test(*args, **kwargs))
-
-    return run
 
 
 def now() -> float:

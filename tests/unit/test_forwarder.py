@@ -1,11 +1,9 @@
 """The decode stage's forwarder: what is acknowledged when, and what is let go, in time that passes by itself."""
 
 import asyncio
-import functools
 import logging
-import selectors
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -21,52 +19,10 @@ from schemas.deadletter import Letter
 from schemas.decoding import Decoder, Item
 from schemas.partition import partition_of
 from sinks.ceiling import Ceiling
+from tests.lab.virtual import virtual
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
 PARTITIONS = 4
-
-
-# -- time that passes by itself ----------------------------------------------------------------------------------------
-
-
-class Hang(BaseException):
-    """Every task waits for something that will never happen."""
-
-
-class Selector(selectors.SelectSelector):
-    """Instead of waiting, it makes time pass."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Pass the time until the next timer."""
-        if timeout is None:
-            raise Hang
-        self.now += timeout
-        return super().select(0)
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop in which nothing takes time but what asks for it."""
-
-    def __init__(self) -> None:
-        self.selector = Selector()
-        super().__init__(self.selector)
-
-    def time(self) -> float:
-        """The time that passed."""
-        return self.selector.now
-
-
-def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in a loop of its own where time passes by itself."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(test(*args, **kwargs))
-
-    return run
 
 
 # -- the fakes ---------------------------------------------------------------------------------------------------------

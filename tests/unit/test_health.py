@@ -17,7 +17,7 @@ from app import __version__, health
 from app.health import Snapshot, Watchdog, readiness
 from app.telemetry import READY, SINK_UP, Telemetry
 from sinks.ceiling import Ceiling
-from sinks.delivery import Breaker
+from sinks.contracts import Breaker
 
 GOOD = Snapshot()
 OPEN = {"breaker": Breaker.OPEN, "taking": False}

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import __version__
 from app import telemetry as t
 from app.telemetry import CATALOGUE, Histogram, Telemetry, quantile
-from sinks.delivery import Breaker
-from sinks.delivery import Telemetry as Told
+from sinks.contracts import Breaker
+from sinks.contracts import Telemetry as Told
 
 STAGES = {"decode": "", "store-timescale": "timescale"}
 DOCUMENTED = {
