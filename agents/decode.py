@@ -49,6 +49,10 @@ class Telemetry(Protocol):
         """The ceiling tripped."""
 
 
+class CannotWithdrawError(RuntimeError):
+    """Batches are queued at Kafka's client that must not be sent any more."""
+
+
 class Forwarder:
     """Decodes chunks and produces what they give; a chunk is acknowledged when the broker has all of it.
 
@@ -125,7 +129,7 @@ class Forwarder:
         if self._sending:
             # What the client has queued cannot be taken back. Sent later, it could stand behind what the next owner of
             # the partition sends, and an older value would win. So this process must not live to send it.
-            self.fault(RuntimeError("partitions were taken away while Kafka did not answer"))
+            self.fault(CannotWithdrawError("partitions were taken away while Kafka did not answer"))
 
     async def _forward(self, held: Held) -> bool:
         """Whether it was acknowledged."""

@@ -46,6 +46,11 @@ class StageApp(faust.App):
         web = [service for service in services if isinstance(service, Web)]
         return [*web, self.runtime, *(service for service in services if service not in web)]
 
+    async def on_stop(self) -> None:
+        """Stop in bounded time."""
+        self.runtime.limit_stop()
+        await super().on_stop()
+
 
 def app_options(stage: str, settings: Settings) -> dict[str, Any]:
     """How Faust is set for a stage; each value that is not Faust's default is measured or has its reason here."""

@@ -18,6 +18,10 @@ from sinks import registry
 Place = tuple[str, str, str, Any]
 
 
+class UnreachableError(Exception):
+    """A store that should be looked into cannot be; the text says what to do."""
+
+
 class Finding(Struct):
     """What one place holds of a ledger: how many it should, lacks, holds changed, and holds besides.
 
@@ -80,7 +84,13 @@ async def store(sink: Any, path: Path) -> Finding:
 
 async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int, int] | None = None) -> Finding:
     """Compare the dead-letter topic, from offsets `since` on (all by default), with a ledger of raw `topic`."""
-    rejects = list(ledger.rejects(path))
+    rejects: list[ledger.Bad] = []
+    sent: dict[int, tuple[int, int]] = {}
+    for entry in ledger.read(path):
+        low, high = sent.get(entry.partition, (entry.offset, entry.offset))
+        sent[entry.partition] = (min(low, entry.offset), max(high, entry.offset))
+        if isinstance(entry, ledger.Bad):
+            rejects.append(entry)
     wanted = {f"decode:{topic}/{bad.partition}/{bad.offset}/0": bad.sha256 for bad in rejects if bad.offset >= 0}
     # After an outage the broker may say that it has a record already, and not where: those are known by their bytes.
     placeless = [bad.sha256 for bad in rejects if bad.offset < 0]
@@ -93,6 +103,8 @@ async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int
             found.repeated += 1
         elif identity not in wanted and digest in placeless:
             placeless.remove(digest)
+        elif identity not in wanted and not _within(identity, topic, sent):
+            continue  # of somebody else's records
         elif identity not in wanted:
             found.unexpected += 1
             headers = {name: value for name, value in record.headers if name.startswith("iotflow-dlq-")}
@@ -106,6 +118,15 @@ async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int
     for identity in lost[:3]:
         _example(found.examples, f"missing: {identity}")
     return found
+
+
+def _within(identity: str, topic: str, sent: Mapping[int, tuple[int, int]]) -> bool:
+    """Whether a letter is about a raw record among those of a ledger: its id is STAGE:TOPIC/PARTITION/OFFSET/INDEX."""
+    name, *numbers = identity.partition(":")[2].split("/")
+    if name != topic or len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):  # noqa: PLR2004
+        return False
+    low, high = sent.get(int(numbers[0]), (1, 0))
+    return low <= int(numbers[1]) <= high
 
 
 async def ends(settings: Settings, topic: str) -> dict[int, int]:
@@ -143,7 +164,11 @@ async def compare(settings: Settings, path: Path, topic: str, since: Mapping[int
     stores: dict[str, Finding] = {}
     for name, module in registry.load().items():
         sink = module.Sink(settings.sinks[name], settings.types)
-        await sink.open()
+        try:
+            await sink.open()
+        except Exception as error:
+            verdict = sink.classify(error)
+            raise UnreachableError(f"{name}: {getattr(verdict, 'remedy', '') or error}") from error
         try:
             stores[name] = await store(sink, path)
         finally:

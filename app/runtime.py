@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from mode import Service
 
+from agents.decode import CannotWithdrawError
 from app import health, kafka, lag, topics
 from app.produce import BatchProducer
 from app.settings import Settings
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 EXIT_FAULT = 70
 EXIT_CONFIG = 78
 _GAUGES_EVERY_S = 1.0
+#: A stop may take as long as what is held may take, and this for the rest.
+_STOP_MARGIN_S = 5.0
 
 
 def leave(code: int) -> None:
@@ -99,10 +103,23 @@ class Runtime(Service):
 
     def fault(self, error: BaseException) -> None:
         """End the process for an error after which it cannot go on; nothing was acknowledged for it."""
-        if self.should_stop or self.app.should_stop:
-            return
+        stopping = self.should_stop or self.app.should_stop
+        if stopping and not isinstance(error, CannotWithdrawError):
+            return  # what is being taken down fails here and there
         log.critical("worker failed", exc_info=error)
         leave(EXIT_FAULT)
+
+    def limit_stop(self) -> None:
+        """See to it that a stop ends, also while the broker is away and Faust waits for it."""
+
+        def give_up() -> None:
+            log.warning("the stop took too long and was cut short; what was not committed is delivered again")
+            leave(0)
+
+        seconds = self.settings.rebalance_timeout / 3 + _STOP_MARGIN_S
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
 
     async def on_stop(self) -> None:
         """Let go of the broker."""

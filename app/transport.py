@@ -95,6 +95,16 @@ def fold(records: Sequence[Record], max_records: int, max_bytes: int) -> Iterato
         yield Chunk(records[start:], size)
 
 
+class Thread(stock.AIOKafkaConsumerThread):
+    """The thread that aiokafka's consumer lives in."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        """As Faust makes it, but blind to what an aborted transaction wrote: Faust looks away only for its own."""
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # noqa: SLF001  Faust has no setting for it
+        return consumer
+
+
 class Consumer(stock.Consumer):
     """Faust's aiokafka consumer with chunks as its messages."""
 
@@ -123,6 +133,9 @@ class Consumer(stock.Consumer):
         self.on_full: list[Callable[[], None]] = []
         self._deliver = self.callback
         self.callback = self._hand_out
+
+    def _new_consumer_thread(self) -> Thread:
+        return Thread(self, loop=self.loop, beacon=self.beacon)
 
     # -- folding -----------------------------------------------------------------------------------------------------
 

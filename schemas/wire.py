@@ -43,8 +43,8 @@ def read(value: bytes | None) -> Reading:
         reading = _decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedError("wire", str(error)) from error
-    if not reading.device_id or not reading.measurement or not reading.values:
-        raise RejectedError("wire", "device_id, measurement and values must not be empty")
+    if not reading.device_id or not reading.measurement or not reading.values or "" in reading.values:
+        raise RejectedError("wire", "device_id, measurement, values and the names of metrics must not be empty")
     time = reading.time
     if time.tzinfo is None:
         raise RejectedError("wire", "time has no zone")

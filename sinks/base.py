@@ -20,6 +20,8 @@ class Retry(Struct, frozen=True):
 
     why: str
     after_s: float | None = None
+    #: It was too much at once: when it comes back a second time, each half is tried apart.
+    smaller: bool = False
 
 
 class Reject(Struct, frozen=True):

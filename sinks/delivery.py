@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _SAMPLES = 16
 #: Seconds after a fault of our own before all that is held is begun again.
 _AFTER_FAULT_S = 1.0
-_TIMED_OUT = Retry("no answer in time")
+_TIMED_OUT = Retry("no answer in time", smaller=True)
 #: A batch with more letters than this sends them before it goes on.
 _LETTERS_AT_ONCE = 500
 
@@ -375,7 +375,8 @@ class Delivery:
                     self.ceiling.good(len(part.readings))
                 case Retry() | Fatal():
                     attempt += 1
-                    todo += self._smaller(batch, part) if outcome is _TIMED_OUT and attempt > 1 else [part]
+                    halve = isinstance(outcome, Retry) and outcome.smaller and attempt > 1
+                    todo += self._smaller(batch, part) if halve else [part]
                     await self._back_off(outcome, attempt)
                     continue
                 case Reject(rejected) if len(part.readings) == 1:

@@ -5,8 +5,10 @@ changes nothing and half a batch is never seen.
 """
 
 import math
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal, NamedTuple
@@ -199,9 +201,24 @@ class TimescaleSink:
             raise ConnectionError("not connected")
         return self._pool
 
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection; that there is none to be had never counts against the batch."""
+        pool = self._connected()
+        try:
+            connection = await pool.acquire()
+        except Exception as error:
+            if isinstance(self.classify(error), Reject):
+                raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            raise
+        try:
+            yield connection
+        finally:
+            await pool.release(connection)
+
     async def probe(self) -> None:
         """Run the upsert on an empty staging table: connection, table and rights as a write needs them."""
-        async with self._connected().acquire() as connection, connection.transaction():
+        async with self._connection() as connection, connection.transaction():
             await connection.execute(_UPSERT)
 
     def prepare(self, readings: Sequence[Reading]) -> Prepared[list[Row]]:
@@ -243,7 +260,7 @@ class TimescaleSink:
 
     async def write(self, payload: list[Row]) -> None:
         """COPY to the staging table and upsert from it, in one transaction."""
-        async with self._connected().acquire() as connection, connection.transaction():
+        async with self._connection() as connection, connection.transaction():
             await connection.copy_records_to_table(STAGING, records=payload, columns=_COPY_COLUMNS)
             await connection.execute(_UPSERT)
 
@@ -377,6 +394,19 @@ def _reading(rows: Sequence[Any]) -> Reading:
     )
 
 
+#: SQLSTATE classes: data exceptions, constraints, views that check, limits such as an index row, and PL/pgSQL's own.
+_OF_THE_DATA: Final = frozenset({"22", "23", "44", "54", "P0"})
+#: All classes that PostgreSQL itself uses (its manual, appendix A).
+_CLASSES: Final = frozenset(
+    re.findall(
+        "..",
+        "0001020308090A0B0F0L0P0Z102021222324252627282B2D2F3438393B3D3F404244535455575872F0HVP0XX",
+    )
+)
+#: The server's own time limits, for a statement and for a transaction.
+_TOO_MUCH: Final = frozenset({"57014", "25P04"})
+
+
 def _classify_state(error: asyncpg.PostgresError, settings: Settings) -> Verdict:
     state = error.sqlstate or ""
     place = f"{settings.user}@{settings.host}:{settings.port}/{settings.db}"
@@ -393,8 +423,10 @@ def _classify_state(error: asyncpg.PostgresError, settings: Settings) -> Verdict
     }.get(state)
     if fatal is not None:
         return Fatal(fatal)
-    # 22: the data; 23: a constraint; 54: a limit, such as an index row; P0001: a trigger that says no.
-    if state[:2] in {"22", "23", "54"} or state == "P0001":
+    if state in _TOO_MUCH:
+        return Retry(f"{state}: {error}", smaller=True)
+    # Of the data, or of nobody's but the user's own: a trigger may raise whatever it likes.
+    if state[:2] in _OF_THE_DATA or (state and state[:2] not in _CLASSES):
         return Reject(Rejected("refused", f"{state}: {error}"))
     return Retry(f"{state}: {error}")
 

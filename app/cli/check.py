@@ -25,7 +25,10 @@ def command(ledger: Path, topic: str | None, as_json: bool) -> None:  # noqa: FB
         settings = load()
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
-    report = asyncio.run(check.compare(settings, ledger, topic or next(iter(settings.topics.raw))))
+    try:
+        report = asyncio.run(check.compare(settings, ledger, topic or next(iter(settings.topics.raw))))
+    except check.UnreachableError as error:
+        raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(msgspec.json.encode({"ok": report.ok, **msgspec.to_builtins(report)}).decode())
     else:

@@ -1,0 +1,62 @@
+"""What a stage's Faust app is told: each value here is one that Faust's own default would lose data or time with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from app.build import app_options, build, transport_limits
+from app.settings import load
+from app.transport import Consumer, Transport
+
+ENV: Mapping[str, str] = {"KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9093", "CHANNEL_SIZE": "1234"}
+
+
+@pytest.fixture
+def options() -> dict[str, Any]:
+    """Of the decode stage."""
+    return app_options("decode", load(ENV))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("broker_max_poll_interval", 86_400.0),
+        ("broker_max_poll_records", None),
+        ("broker_commit_every", 1_000_000),
+        ("broker_rebalance_timeout", 60.0),
+        ("broker_session_timeout", 30.0),
+        ("consumer_auto_offset_reset", "earliest"),
+        ("stream_wait_empty", True),
+        ("stream_buffer_maxsize", 64),
+        ("table_standby_replicas", 0),
+        ("topic_allow_declare", False),
+        ("web_tables_enabled", False),
+        ("broker", ["iotflow://one:9092", "iotflow://two:9093"]),
+    ],
+)
+def test_the_options_that_promises_rest_on(options: dict[str, Any], name: str, value: object) -> None:
+    """Taking one of them out of the build fails here."""
+    assert value == options[name]
+
+
+def test_fetches_shrink_with_the_partitions_but_take_the_largest_record() -> None:
+    """Memory is bounded over all partitions; a record that the topic allows always fits a fetch."""
+    few = app_options("decode", load({**ENV, "IOTFLOW_MAX_MESSAGE_BYTES": "2000"}))["consumer_max_fetch_size"]
+    many = app_options("decode", load({**ENV, "IOTFLOW_MAX_MESSAGE_BYTES": "2000", "IOTFLOW_PARTITIONS": "100"}))
+    assert 2**20 == few > many["consumer_max_fetch_size"] >= 64 * 1024
+    assert (
+        app_options("decode", load({**ENV, "IOTFLOW_MAX_MESSAGE_BYTES": "9MiB"}))["consumer_max_fetch_size"]
+        == 9 * 2**20
+    )
+
+
+def test_the_transport_is_found_by_its_url_and_gets_its_limits() -> None:
+    """The scheme leads to our transport, and every limit is an attribute that its consumer has."""
+    settings = load(ENV)
+    app = build("store-timescale", settings)
+
+    assert isinstance(app.transport, Transport)
+    assert 1234 == app.transport_limits["max_inflight_records"]
+    assert all(hasattr(Consumer, name) for name in transport_limits(settings))
+    assert app.conf.id == "iotflow-store-timescale"
