@@ -106,6 +106,9 @@ class Runtime(Service):
         stopping = self.should_stop or self.app.should_stop
         if stopping and not isinstance(error, CannotWithdrawError):
             return  # what is being taken down fails here and there
+        if stopping:
+            log.warning("the stop was cut short; what was not committed is delivered again", exc_info=error)
+            leave(0)
         log.critical("worker failed", exc_info=error)
         leave(EXIT_FAULT)
 

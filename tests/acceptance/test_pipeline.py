@@ -13,6 +13,7 @@ from deploy.local.kafka import Kafka
 from deploy.local.postgres import Postgres
 from schemas import wire
 from schemas.reading import Reading
+from sinks import timescale
 from tests.lab.apps import until
 from tests.lab.pipeline import Pipeline
 
@@ -152,6 +153,83 @@ async def test_poisoned_rows_hurt_only_themselves(pipeline: Pipeline, database: 
         assert {b"refused"} == {dict(letter.headers)["iotflow-dlq-reason"] for letter in letters}
         assert 4950 == await connection.fetchval("SELECT count(*) FROM iot_measurements")
         await connection.close()
+
+
+async def test_a_trigger_and_a_time_limit_hurt_only_what_they_refuse(
+    pipeline: Pipeline, database: Mapping[str, str]
+) -> None:
+    """A trigger that refuses with an SQLSTATE of its own makes letters; a statement time-out makes smaller batches."""
+    async with pipeline as p:
+        connection = await connect(database)
+        await connection.execute(
+            """
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                PERFORM pg_sleep(0.005);
+                IF NEW.value_text = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = 'IOT01'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON iot_measurements FOR EACH ROW EXECUTE FUNCTION refuse();
+            """
+        )
+        await connection.execute(f"ALTER DATABASE {database['TIMESCALE_DB']} SET statement_timeout = '1s'")
+        payloads = [
+            wire.write(Reading("telemetry", f"device-{number}", when(number), {"state": state}))
+            for number, state in enumerate(["ok", "ok", "poison", "ok"] + ["ok"] * 396)
+        ]
+        await produce(p, payloads)
+        await p.started("store-timescale")
+        await p.settled(stages=["store-timescale"])
+
+        assert [payloads[2]] == [letter.value for letter in await p.letters()]
+        assert 399 == await connection.fetchval("SELECT count(*) FROM iot_measurements")
+        await connection.close()
+
+
+async def test_what_a_transaction_aborted_is_not_stored(pipeline: Pipeline) -> None:
+    """Only what a producer committed counts."""
+    async with pipeline as p:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=p.env["KAFKA_BOOTSTRAP_SERVERS"], transactional_id=p.settings.app_prefix
+        )
+        await producer.start()
+        for device, abort in (("kept-1", False), ("aborted", True), ("kept-2", False)):
+            await producer.begin_transaction()
+            await producer.send_and_wait(
+                p.settings.topics.decoded, wire.write(Reading("telemetry", device, when(1), {"x": 1.0})), partition=0
+            )
+            await (producer.abort_transaction() if abort else producer.commit_transaction())
+        await producer.stop()
+        await p.started("store-timescale")
+        sink = timescale.Sink(p.settings.sinks["timescale"])
+        await sink.open()
+
+        async def stored() -> list[str]:
+            return [reading.device_id async for reading in sink.scan()]
+
+        async def both() -> bool:
+            return await stored() == ["kept-1", "kept-2"]
+
+        await until(both, 30)
+        await sink.close()
+
+
+async def test_a_worker_stops_in_time_while_the_broker_is_away(pipeline: Pipeline, kafka: Kafka) -> None:
+    """SIGTERM ends both stages within the grace of usual supervisors, Kafka or not."""
+    async with pipeline as p:
+        workers = [await p.started(stage) for stage in ("decode", "store-timescale")]
+        await p.simulate(5000)
+        await asyncio.to_thread(kafka.kill)
+        try:
+            await asyncio.sleep(2)
+            codes = await asyncio.gather(*(worker.terminate(25) for worker in workers))
+        finally:
+            await asyncio.to_thread(kafka.start)
+        assert [0, 0] == codes
+        for stage in ("decode", "store-timescale"):
+            await p.started(stage)
+        await p.settled()
+
+        await p.check()
 
 
 async def test_a_full_channel_stops_intake_and_loses_nothing(
