@@ -277,10 +277,12 @@ async def fill(servers: str, topic: str, count: int, partitions: int = 4, *, siz
         await producer.stop()
 
 
-async def fill_with_gaps(servers: str, topic: str, transactions: int, records: int) -> dict[int, list[int]]:
+async def fill_with_gaps(
+    servers: str, topic: str, transactions: int, records: int, *, aborted: bool
+) -> dict[int, list[int]]:
     """Produce in transactions, of which every third is aborted: their markers take an offset each.
 
-    Returns the offsets that hold data, by partition; workers read uncommitted data too.
+    Returns the offsets that hold data, by partition; those of aborted transactions too if `aborted`.
     """
     producer = AIOKafkaProducer(bootstrap_servers=servers, transactional_id=unique("gaps"))
     await producer.start()
@@ -289,9 +291,11 @@ async def fill_with_gaps(servers: str, topic: str, transactions: int, records: i
         for number in range(transactions):
             await producer.begin_transaction()
             sends = [await producer.send(topic, b"x" * 40, partition=index % 4) for index in range(records)]
+            abort = number % 3 == 1
             for metadata in await asyncio.gather(*sends):
-                offsets.setdefault(metadata.partition, []).append(metadata.offset)
-            await (producer.abort_transaction() if number % 3 == 1 else producer.commit_transaction())
+                if aborted or not abort:
+                    offsets.setdefault(metadata.partition, []).append(metadata.offset)
+            await (producer.abort_transaction() if abort else producer.commit_transaction())
     finally:
         await producer.stop()
     return offsets
