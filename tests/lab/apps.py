@@ -112,6 +112,7 @@ class Lab:
         }
         self.app = faust.App(group, broker=f"{scheme}://{servers}", **{**settings, **options})
         self.app.transport_limits = dict(limits or {})
+        self._stock = scheme == "kafka"
         self._starting: asyncio.Future[None] | None = None
         self.table: Any = None
         if table:
@@ -132,9 +133,9 @@ class Lab:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+        await self.stop(3.0 if self._stock else 12.0)
 
-    async def stop(self, limit: float = 9.0) -> bool:
+    async def stop(self, limit: float) -> bool:
         """Stop the worker; says whether it stopped within `limit` seconds, and ends a hanging one all the same."""
         assert self._starting is not None
         await self._starting
