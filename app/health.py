@@ -66,6 +66,8 @@ class Snapshot:
     breaker: Breaker = Breaker.CLOSED
     ceiling: bool = False
     remedy: str = ""
+    #: When the commit that is under way began, or None.
+    committing_since: float | None = None
     #: Writes that the destination answered: moves inside a batch too, which is committed only whole.
     progress: int = 0
 
@@ -193,8 +195,11 @@ class Watchdog:
         still = self._lasts(
             "still", working and idle and waiting and not blocked, (now.generation, now.committed, now.progress)
         )
+        commit = self._lasts("commit", working and now.committing_since is not None, now.committing_since)
         if outside >= self._patience:
             return f"no generation of the consumer group for {outside:.0f} s"
+        if commit >= self._patience:
+            return f"a commit has been under way for {commit:.0f} s though the broker answers"
         if rebalance >= self._patience:
             return f"a rebalance or recovery without progress for {rebalance:.0f} s"
         if dead >= _DRAIN_GRACE_S:
@@ -248,6 +253,7 @@ def snapshot(view: View) -> Snapshot:
         breaker=getattr(work, "state", Breaker.CLOSED),
         ceiling=work.ceiling.tripped,
         remedy=getattr(work, "remedy", ""),
+        committing_since=consumer.committing_since(),
         progress=getattr(work, "progress", 0),
     )
 

@@ -122,6 +122,7 @@ class Consumer(stock.Consumer):
         self._order: defaultdict[TP, deque[_HandedOut]] = defaultdict(deque)
         self._by_offset: defaultdict[TP, dict[int, _HandedOut]] = defaultdict(dict)
         self._leaving = False
+        self._committing_since: float | None = None
         self._revokes = 0
         self._full = False
         self._log_full_at = 0.0
@@ -278,6 +279,14 @@ class Consumer(stock.Consumer):
             message.acked = True
             notify(self._waiting_for_ack)
 
+    async def force_commit(self, *args: Any, **kwargs: Any) -> bool:
+        """Commit, and let it be seen how long that takes: aiokafka's may hang for good after its broker was killed."""
+        self._committing_since = time.monotonic()
+        try:
+            return bool(await super().force_commit(*args, **kwargs))
+        finally:
+            self._committing_since = None
+
     def _new_offset(self, tp: TP) -> int | None:
         """The offset to commit: last + 1 of the longest acknowledged run of chunks, or None (2)."""
         if self._is_changelog_tp(tp):
@@ -400,6 +409,10 @@ class Consumer(stock.Consumer):
             and now - order[0].since > FROZEN_AFTER_S
             and any(entry.acked for entry in order)
         ]
+
+    def committing_since(self) -> float | None:
+        """When the commit that is under way began (`time.monotonic`), or None."""
+        return self._committing_since
 
     def oldest_unstored_ms(self) -> int | None:
         """Record time (epoch, ms) of the oldest record handed out and not acknowledged, or None."""

@@ -166,8 +166,16 @@ class Pipeline:
                 found = await lag.measure(args, self.settings.app_id(stage), inputs[stage])
                 if found and all(each.lag == 0 for each in found.values()):
                     break
+                await self._revive()
                 assert time.monotonic() < deadline, f"{stage} does not catch up: {found}"
                 await asyncio.sleep(0.3)
+
+    async def _revive(self) -> None:
+        """What a supervisor does: a worker whose watchdog has ended it is started again."""
+        for process in list(self.processes):
+            if process.process.returncode == 70:
+                self.processes.remove(process)
+                await self.start(process.stage)
 
     async def check(self) -> check.Report:
         """Compare the ledger with the database and the dead letters; fails when anything differs."""

@@ -316,3 +316,15 @@ async def test_watching_says_what_is_wrong_and_leaves(worker: Worker, caplog: py
     assert left == ["gone"]
     assert worker.telemetry.value(READY) == 0
     assert caplog.records[-1].fault.startswith("the loop that takes records ended")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("answers", "fault"), [(True, True), (False, False)])
+def test_a_commit_that_hangs_is_a_fault_only_while_the_broker_answers(*, answers: bool, fault: bool) -> None:
+    """One commit under way for twice the rebalance time-out ends the worker; a new one counts anew."""
+    times = iter(float(number) for number in range(0, 1000, 5))
+    dog = Watchdog(15, clock=lambda: next(times))
+    for since in (1.0, 1.0, 1.0, 2.0, 2.0, 2.0):
+        assert not dog.look(Snapshot(committing_since=since, broker_answers=answers))
+    for _ in range(8):
+        dog.look(Snapshot(committing_since=2.0, broker_answers=answers))
+    assert fault is ("commit" in dog.verdict)
