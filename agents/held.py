@@ -7,7 +7,7 @@ from schemas.record import Record
 
 
 class Held:
-    """A chunk that Faust delivered; implements `sinks.delivery.Held`."""
+    """A chunk that Faust delivered; implements `sinks.handover.Held`."""
 
     __slots__ = ("_consumer", "_event", "generation", "records")
 

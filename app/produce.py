@@ -123,7 +123,7 @@ class Sent:
 
 
 class LetterProducer:
-    """The dead-letter topic: `sinks.delivery.Letters` on a real broker."""
+    """The dead-letter topic: `sinks.contracts.Letters` on a real broker."""
 
     def __init__(self, producer: BatchProducer, topic: str) -> None:
         self._producer = producer

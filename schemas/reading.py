@@ -11,10 +11,8 @@ Value = bool | int | float | str | None
 #: The largest integer whose every neighbour a double can also hold.
 EXACT_INTEGER: Final = 2**53
 
-#: Flags a reading may carry; each says what was done to it before it was stored.
+#: A flag that a reading may carry: a value of it was moved into its range, and `raw` has the original.
 CLAMPED: Final = "clamped"
-UNPARSABLE: Final = "unparsable"
-RECEIVE_TIME: Final = "receive_time"
 
 
 class Reading(Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1, gc=False):

@@ -6,9 +6,9 @@ counts messages there and chunks with us, and a producer that is allowed to batc
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import faust
 import msgspec
@@ -21,7 +21,7 @@ from schemas import wire
 from schemas.partition import partition_of
 from schemas.reading import Reading
 from sinks import timescale
-from tests.bench.spec import BATCH, Spec, given
+from tests.bench.spec import BATCH, Raw, Spec, given
 
 TAKE = 1000
 WITHIN_S = 0.5
@@ -31,18 +31,6 @@ _BYTES: Mapping[str, Any] = {
     "key_serializer": "raw",
     "value_serializer": "raw",
 }
-
-
-class Raw(NamedTuple):
-    """A Faust message as the decoder wants a record: with its time in milliseconds."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
 
 
 def record(message: Any) -> Raw:

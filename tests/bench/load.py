@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -16,7 +16,7 @@ from schemas import wire
 from schemas.decoding import Item
 from schemas.partition import partition_of
 from schemas.reading import Reading
-from tests.bench.spec import Spec
+from tests.bench.spec import Raw, Spec
 
 DEVICES = 1000
 PARTITIONS = 4
@@ -49,21 +49,11 @@ def decoded(count: int) -> list[Item]:
     return items
 
 
-class _Raw(NamedTuple):
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-
-
 def decoder_us(spec: Spec) -> float:
     """CPU microseconds that the decoder alone takes for a record, in chunks of 1,000."""
     decode, now_ms = spec.decoder(), time.time_ns() // 1_000_000
     items, _ = raw(30_000, 0.0)
-    records = [_Raw(spec.topic, 0, at, now_ms, item.key, item.value, []) for at, item in enumerate(items)]
+    records = [Raw(spec.topic, 0, at, now_ms, item.key, item.value, []) for at, item in enumerate(items)]
     begun = time.process_time()
     for start in range(0, len(records), 1000):
         decode(records[start : start + 1000], now_ms)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +21,18 @@ _VARIABLE = "IOTFLOW_BENCH_SPEC"
 COMMIT_EVERY_S = 1.0
 #: What the stores write at once, in readings: the product's default.
 BATCH = 5000
+
+
+class Raw(NamedTuple):
+    """A record as the decoder wants it: with its time in milliseconds."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 class Spec(Struct):
