@@ -5,14 +5,14 @@ import sys
 from app.build import StageApp, build
 from app.runtime import EXIT_CONFIG
 from app.settings import load
-from app.stages import names
+from app.stages import known
 
 
 def _app() -> StageApp:
     try:
         settings = load()
         if not settings.stage:
-            raise ValueError(f"set IOTFLOW_STAGE to one of: {', '.join(names(settings))}")
+            raise ValueError(f"set IOTFLOW_STAGE to one of: {', '.join(known())}")
         return build(settings.stage, settings)
     except ValueError as error:  # SettingsError is one
         sys.stderr.write(f"iotflow: {error}\n")

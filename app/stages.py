@@ -55,10 +55,14 @@ class Stage:
         self.outputs = outputs
 
 
-def names(settings: Settings) -> list[str]:
-    """The stages that can be run today."""
-    del settings
+def known() -> list[str]:
+    """Every stage that can be run."""
     return [DECODE, *(module.Settings.STAGE for module in registry.load().values())]
+
+
+def names(settings: Settings) -> list[str]:
+    """The stages of a whole installation: decode, and one for each store that is used."""
+    return [DECODE, *(settings.sinks[store].STAGE for store in settings.stores)]
 
 
 def make(
@@ -85,7 +89,7 @@ def make(
         return Stage(list(topics.raw), "", forwarder, decode(forwarder), [topics.decode_output, topics.dead_letters])
     sink = registry.of_stage(name)
     if sink is None:
-        raise ValueError(f"no stage is called {name!r}; stages: {', '.join(names(settings))}")
+        raise ValueError(f"no stage is called {name!r}; stages: {', '.join(known())}")
     config = settings.sinks[sink]
     options = Options(
         stage=name,

@@ -13,7 +13,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--store", "stores", multiple=True, help="Only this store; may be repeated. All by default.")
+@click.option("--store", "stores", multiple=True, help="Only this store; may be repeated.  [default: STORES]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def apply(stores: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  a flag
     """Create what is missing; may be run again at any time. Exits 1 when a store cannot be reached or refuses."""
@@ -28,9 +28,8 @@ def apply(stores: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  a fl
     if unknown:
         raise click.BadParameter(f"no store is called {unknown.pop()!r}; there are: {', '.join(registry.load())}")
     outcome: dict[str, dict[str, object]] = {}
-    for name, module in registry.load().items():
-        if stores and name not in stores:
-            continue
+    for name in stores or settings.stores:
+        module = registry.load()[name]
         try:
             notes = asyncio.run(module.apply_schema(settings.sinks[name]))
             outcome[name] = {"ok": True, "notes": notes}

@@ -16,14 +16,14 @@ def command(stage: str) -> None:
     """
     from app.runtime import EXIT_CONFIG
     from app.settings import SettingsError, environment, load
-    from app.stages import names
+    from app.stages import known
     from app.supervisor import worker_command
 
     try:
-        known = names(load())
+        load()
     except SettingsError as error:
         click.echo(f"iotflow: {error}", err=True)
         sys.exit(EXIT_CONFIG)
-    if stage not in known:
-        raise click.BadParameter(f"no stage is called {stage!r}; stages: {', '.join(known)}", param_hint="STAGE")
+    if stage not in known():
+        raise click.BadParameter(f"no stage is called {stage!r}; stages: {', '.join(known())}", param_hint="STAGE")
     os.execve(sys.executable, worker_command(), {**environment(), "IOTFLOW_STAGE": stage})  # noqa: S606  our own

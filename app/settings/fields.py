@@ -103,6 +103,15 @@ def _value_types(value: Any) -> Any:
     return types
 
 
+def _stores(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    stores = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if not stores:
+        raise ValueError("must name a store: NAME,NAME")
+    return stores
+
+
 def _ranges(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -168,6 +177,7 @@ Name = Annotated[str, AfterValidator(_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
 RawTopics = Annotated[dict[str, str], BeforeValidator(_raw_topics)]
 Ranges = Annotated[dict[str, dict[str, tuple[float, float]]], BeforeValidator(_ranges)]
+Stores = Annotated[tuple[str, ...], BeforeValidator(_stores)]
 ValueTypes = Annotated[dict[str, str], BeforeValidator(_value_types)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 TokenUrl = Annotated[str, AfterValidator(_token_url)]

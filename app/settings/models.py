@@ -28,6 +28,7 @@ from app.settings.fields import (
     RawTopics,
     Servers,
     Size,
+    Stores,
     TokenUrl,
     ValueTypes,
     parse_levels,
@@ -247,6 +248,13 @@ class Settings(BaseSettings):
     ceiling: Ceiling = Ceiling()
     retry: Retry = Retry()
     sinks: dict[str, SerializeAsAny[SinkSettings]] = {}
+    # Behind `sinks`, which its default is made from.
+    stores: Stores = Field(
+        default_factory=lambda data: tuple(data["sinks"]),
+        validation_alias=AliasChoices("STORES"),
+        description="the stores that are used: NAME,NAME",
+        json_schema_extra={"default": "all there are"},
+    )
     notices: list[str] = []
     sources: dict[str, str] = {}
     # Of everything secret that was met, used or not: a password in a URL that something else overrode, for one.
@@ -267,6 +275,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
         flaws = []
+        flaws += [
+            f"`stores` names {name!r}, which is no store; there are: {', '.join(self.sinks)}"
+            for name in self.stores
+            if name not in self.sinks
+        ]
         if self.stage and self.stage not in self.stages:
             flaws.append(f"`stage` is {self.stage!r}, which is no stage; stages: {', '.join(self.stages)}")
         users: dict[str, str] = {}
@@ -320,10 +333,14 @@ class Settings(BaseSettings):
         self._secrets = frozenset(secrets)
 
     def secrets(self) -> frozenset[str]:
-        """Every secret's value, for `app.logs` to strike out."""
+        """Every secret's value, for `app.logs` to strike out; what is a default is known to everybody anyway."""
         parts: list[BaseModel] = [self.kafka, *self.sinks.values()]
-        fields = (getattr(part, name) for part in parts for name in type(part).model_fields)
-        return self._secrets | {field.get_secret_value() for field in fields if isinstance(field, SecretStr)} - {""}
+        fields = [
+            (getattr(part, name), field.default) for part in parts for name, field in type(part).model_fields.items()
+        ]
+        values = {value.get_secret_value() for value, _ in fields if isinstance(value, SecretStr)}
+        public = {default.get_secret_value() for _, default in fields if isinstance(default, SecretStr)}
+        return (self._secrets | values) - public - {""}
 
     def public(self) -> dict[str, dict[str, Any]]:
         """Each setting by its dotted path, as `{"value", "source"}`; a secret is `***`, or None when unset."""

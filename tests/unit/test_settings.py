@@ -388,7 +388,7 @@ def test_a_secret_may_be_a_file(tmp_path: Path, name: str, end: str) -> None:
     path = tmp_path / "secret"
     path.write_text((URL if name == "DATABASE_URL" else SECRET) + end, newline="")
     settings = load({f"{name}_FILE": str(path)})
-    [found] = settings.sinks.values()
+    found = settings.sinks["timescale"]
 
     assert getattr(found, "password") == SecretStr(SECRET)  # noqa: B009  a sink's own field
     assert settings.public()["sinks.timescale.password"] == {"value": "***", "source": f"{name}_FILE"}
@@ -633,3 +633,14 @@ def test_a_sink_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: py
 
     with pytest.raises(SettingsError, match=r"broken_sinks\.acme cannot be imported: .*no_such_driver"):
         discover(package(folder, acme="import no_such_driver"))
+
+
+def test_stores_are_all_there_are_or_those_that_are_named() -> None:
+    """STORES chooses; a name that is no store is said with those there are."""
+    everything = load({})
+    assert tuple(everything.sinks) == everything.stores
+    assert ("timescale",) == load({"STORES": " timescale, timescale "}).stores
+    with pytest.raises(SettingsError, match=r"STORES names 'oracle', which is no store; there are: .*timescale"):
+        load({"STORES": "timescale,oracle"})
+    with pytest.raises(SettingsError, match="STORES is ',': must name a store"):
+        load({"STORES": ","})
