@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.reading import Reading, Rejected
@@ -119,6 +120,16 @@ class Readable(Protocol):
 
     async def count(self) -> int:
         """How many values (metrics of readings) are stored."""
+
+    def kept(self, reading: Reading) -> Reading | None:
+        """What `scan` gives for a reading that was stored; None where nothing of it is kept."""
+
+
+def without_nulls(reading: Reading) -> Reading:
+    """A reading as stores keep it that have no null: the value is absent."""
+    if None not in reading.values.values():
+        return reading
+    return replace(reading, values={metric: value for metric, value in reading.values.items() if value is not None})
 
 
 def integer_type(types: Mapping[str, str], measurement: str, metric: str) -> str | None:

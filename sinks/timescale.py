@@ -4,11 +4,11 @@ A batch is copied to a temporary staging table and upserted from there in one tr
 changes nothing and half a batch is never seen.
 """
 
+import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal, NamedTuple
@@ -201,9 +201,13 @@ class TimescaleSink:
             raise ConnectionError("not connected")
         return self._pool
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection; that there is none to be had never counts against the batch."""
+    async def _transact(self, work: Callable[[asyncpg.Connection], Awaitable[None]]) -> None:
+        """Do some work in a transaction.
+
+        That there is no connection to be had never counts against the batch. When this is cancelled the connection is
+        cut: asyncpg would ask the server to stop the query and wait for its answer, which a server that stands still
+        never gives.
+        """
         pool = self._connected()
         try:
             connection = await pool.acquire()
@@ -211,15 +215,23 @@ class TimescaleSink:
             if isinstance(self.classify(error), Reject):
                 raise ConnectionError(f"{type(error).__name__}: {error}") from error
             raise
+        task = asyncio.ensure_future(_in_transaction(connection, work))
         try:
-            yield connection
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            connection.terminate()
+            await asyncio.wait([task])
+            raise
         finally:
             await pool.release(connection)
 
     async def probe(self) -> None:
         """Run the upsert on an empty staging table: connection, table and rights as a write needs them."""
-        async with self._connection() as connection, connection.transaction():
+
+        async def work(connection: asyncpg.Connection) -> None:
             await connection.execute(_UPSERT)
+
+        await self._transact(work)
 
     def prepare(self, readings: Sequence[Reading]) -> Prepared[list[Row]]:
         """One row per value; within a batch the last value of a key wins, since an upsert cannot meet a key twice."""
@@ -260,9 +272,12 @@ class TimescaleSink:
 
     async def write(self, payload: list[Row]) -> None:
         """COPY to the staging table and upsert from it, in one transaction."""
-        async with self._connection() as connection, connection.transaction():
+
+        async def work(connection: asyncpg.Connection) -> None:
             await connection.copy_records_to_table(STAGING, records=payload, columns=_COPY_COLUMNS)
             await connection.execute(_UPSERT)
+
+        await self._transact(work)
 
     def classify(self, error: BaseException) -> Verdict:
         """By SQLSTATE class; what is not known is tried again, since a lost row is worse than a late one."""
@@ -275,6 +290,11 @@ class TimescaleSink:
         return Retry(f"{type(error).__name__}: {error}")
 
     # -- reading back --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def kept(reading: Reading) -> Reading:
+        """All of it: a null is a row without a value."""
+        return reading
 
     async def count(self) -> int:
         """How many values are stored."""
@@ -306,6 +326,13 @@ class TimescaleSink:
                 group.append(row)
         if group:
             yield _reading(group)
+
+
+async def _in_transaction(
+    connection: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[None]]
+) -> None:
+    async with connection.transaction():
+        await work(connection)
 
 
 def _columns(
