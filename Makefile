@@ -4,17 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-unit test-long check bench setup lock format clean
+.PHONY: run test test-unit test-long check bench setup servers lock format clean
 run: setup
 	@$(BIN)/iotflow demo
 
-test: setup
+test: servers
 	$(BIN)/pytest -m "not long"
 
 test-unit: setup
 	$(BIN)/pytest tests/unit
 
-test-long: setup
+test-long: servers
 	$(BIN)/pytest -m long
 
 check: setup
@@ -23,14 +23,19 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 	$(BIN)/python -m tests.locked
 
-bench: setup
+bench: servers
 	$(BIN)/python -m tests.bench
 
 format: setup
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+# Fetches and builds what the tests start: minutes the first time, and more than one test may take.
+servers: setup
+	@$(BIN)/iotflow stack prepare
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

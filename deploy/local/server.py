@@ -50,6 +50,8 @@ class Server(ABC):
     """
 
     name: ClassVar[str]
+    #: The store, as `STORES` names it, that this server is for; empty when it is for all.
+    store: ClassVar[str] = ""
     #: Role to preferred port. All lie below the ports that systems give to outgoing connections.
     preferred: ClassVar[Mapping[str, int]]
     #: Any of these variables in the user's settings means that the user has a server of this kind.
@@ -67,13 +69,26 @@ class Server(ABC):
         self._wanted = {**self.preferred, **(ports or {})}
         self._launched = 0.0
 
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has nothing slow left to do."""
+        return True
+
     @abstractmethod
     def prepare(self) -> None:
-        """Download and initialise what is missing; quick when nothing is."""
+        """Bring what is missing into the cache, under a lock of its own; quick when nothing is."""
+
+    def reserve(self) -> None:
+        """Choose and keep ports (and passwords, if any), so that `environment` is known before the first start.
+
+        A no-op when it runs; for a caller that holds `port_lock`.
+        """
+        if not self.running():
+            self._choose_ports()
 
     @abstractmethod
     def configure(self) -> None:
-        """Write the configuration for `ports` and clear what a crash left; called before each start."""
+        """Write the configuration for `ports`, make the data, clear what a crash left; called before each start."""
 
     @abstractmethod
     def command(self, part: str) -> Command:
@@ -88,11 +103,11 @@ class Server(ABC):
 
     @abstractmethod
     def environment(self) -> dict[str, str]:
-        """The variables by which iotflow finds this server; known once it has been started."""
+        """The variables by which iotflow finds this server; known once it has been started, or reserved."""
 
     @property
     def ports(self) -> dict[str, int]:
-        """Role to port as last started, kept across restarts; empty before the first."""
+        """Role to port as last started or reserved, kept across restarts; empty before the first."""
         try:
             kept = json.loads((self.folder / "ports.json").read_text())
         except (OSError, ValueError):
@@ -157,7 +172,7 @@ class Server(ABC):
     def launch(self) -> None:
         """Choose ports and start the processes, without waiting; for a caller that holds `port_lock`."""
         self.stop()
-        self._choose_ports()
+        self.reserve()
         self.configure()
         self.on_progress(f"starting on port {next(iter(self.ports.values()))}")
         self._launched = time.monotonic()

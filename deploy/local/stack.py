@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from deploy.local.files import ServerError, default_cache, locked, write_env
+from deploy.local.files import ServerError, UnavailableError, default_cache, locked, write_env
+from deploy.local.influxdb import InfluxDB
+from deploy.local.iotdb import IoTDB
 from deploy.local.kafka import Kafka
 from deploy.local.postgres import Postgres
 from deploy.local.server import Progress, Server, Status, silent
 
 #: In starting order.
-SERVERS: Final[tuple[Callable[[Path, Path], Server], ...]] = (Kafka, Postgres)
+SERVERS: Final[tuple[Callable[[Path, Path], Server], ...]] = (Kafka, Postgres, IoTDB, InfluxDB)
 DEFAULT_FOLDER: Final = Path(".iotflow/stack")
 
 _LOCK_S: Final = 900.0
@@ -32,6 +34,8 @@ class Stack:
         self.cache = cache or default_cache()
         made = servers or [make(self.folder / _name(make), self.cache) for make in SERVERS]
         self.servers: Mapping[str, Server] = {server.name: server for server in made}
+        #: Why the last `up` or `prepare` left servers out that cannot be had here.
+        self.absent: dict[str, str] = {}
 
     @property
     def env_file(self) -> Path:
@@ -45,14 +49,13 @@ class Stack:
         external: Mapping[str, str] | None = None,
         on_progress: Progress = silent,
     ) -> dict[str, str]:
-        """Start what does not run yet of `names` (all when None), and return the variables that lead to them.
+        """Start what does not run yet of `names`, and return the variables that lead to them.
 
-        `external` are variables the user has set: a server that they name is not started, and its variables are not
-        returned. If anything fails, or this is interrupted, what this call started is stopped again.
+        When None, all that can be had here are meant; the others are left out, and `absent` says why. `external` are
+        variables the user has set: a server that they name is not started, and its variables are not returned. If
+        anything fails, or this is interrupted, what this call started is stopped again.
         """
-        wanted = self._chosen(names, external or {})
-        for server in wanted:
-            server.on_progress = _prefixed(server.name, on_progress)
+        wanted = self._prepared(names, external or {}, on_progress)
         with self._lock(on_progress):
             started: list[Server] = []
             try:
@@ -63,14 +66,50 @@ class Stack:
                 raise
             finally:
                 self._write_env()
-        return {name: value for server in wanted for name, value in server.environment().items()}
+        return _variables(wanted)
+
+    def reserve(
+        self, names: Iterable[str] | None = None, *, external: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """The variables that will lead to `names` (all when None), which need not have been started or prepared."""
+        wanted = self.chosen(names, external or {})
+        for server in wanted:
+            with server.port_lock():
+                server.reserve()
+        return _variables(wanted)
+
+    def prepare(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        external: Mapping[str, str] | None = None,
+        on_progress: Progress = silent,
+    ) -> None:
+        """Fetch and build what `up` of the same would, and start nothing."""
+        self._prepared(names, external or {}, on_progress)
+
+    def _prepared(
+        self, names: Iterable[str] | None, external: Mapping[str, str], on_progress: Progress
+    ) -> list[Server]:
+        """Those that can be started. What takes minutes is done here, under no lock that others need."""
+        wanted = self.chosen(names, external)
+        self.absent = {}
+        for server in wanted:
+            server.on_progress = _prefixed(server.name, on_progress)
+            if server.running():
+                continue
+            try:
+                server.prepare()
+            except UnavailableError as error:
+                if names is not None:
+                    raise
+                self.absent[server.name] = str(error)
+        return [server for server in wanted if server.name not in self.absent]
 
     def _start(self, wanted: Sequence[Server], started: list[Server]) -> None:
         down = [server for server in wanted if not _serves(server)]
         if not down:
             return
-        for server in down:
-            server.prepare()
         with down[0].port_lock():
             # All are launched before any is waited for: they start side by side.
             for server in down:
@@ -81,7 +120,7 @@ class Stack:
 
     def down(self, names: Iterable[str] | None = None, *, on_progress: Progress = silent) -> None:
         """Stop `names` (all when None), last started first; what does not stop in time is killed."""
-        wanted = self._chosen(names, {})
+        wanted = self.chosen(names, {})
         if not self.folder.exists():
             return
         with self._lock(on_progress):
@@ -106,10 +145,10 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """The variables of every server whose processes live."""
-        running = [server for server in self.servers.values() if server.running()]
-        return {name: value for server in running for name, value in server.environment().items()}
+        return _variables(server for server in self.servers.values() if server.running())
 
-    def _chosen(self, names: Iterable[str] | None, external: Mapping[str, str]) -> list[Server]:
+    def chosen(self, names: Iterable[str] | None, external: Mapping[str, str]) -> list[Server]:
+        """Those of `names` (all when None) that the user has no server for; raises `ServerError` for a wrong name."""
         asked = list(self.servers) if names is None else list(names)
         for name in asked:
             if name not in self.servers:
@@ -133,6 +172,10 @@ class Stack:
 
 def _name(make: Callable[[Path, Path], Server]) -> str:
     return str(make.name)  # type: ignore[attr-defined]
+
+
+def _variables(servers: Iterable[Server]) -> dict[str, str]:
+    return {name: value for server in servers for name, value in server.environment().items()}
 
 
 def _prefixed(name: str, on_progress: Progress) -> Progress:

@@ -22,7 +22,7 @@ from app.cli.stack import command
 from deploy.local.files import ServerError, default_cache
 from deploy.local.kafka import Kafka, Listener
 from deploy.local.postgres import Postgres
-from deploy.local.stack import Stack
+from deploy.local.stack import SERVERS, Stack
 
 KAFKA_PORTS = {"broker": 30_092, "controller": 30_093}
 SQL_PORTS = {"sql": 26_432}
@@ -54,7 +54,7 @@ def stack(shared: Stack) -> Stack:
 @pytest.fixture
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own servers play no part."""
-    for variable in Kafka.replaced_by | Postgres.replaced_by:
+    for variable in {name for server in SERVERS for name in server.replaced_by}:
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -286,13 +286,15 @@ def test_the_command_from_up_to_down(tmp_path: Path) -> None:
         result = run(command, ["up", "--only", "postgres", "--json", *folder])
         assert result.exit_code == 0, result.output
         answer = json.loads(result.stdout)
-        assert [one["state"] for one in answer["servers"]] == ["stopped", "running"]
+        assert [one["name"] for one in answer["servers"] if one["state"] == "running"] == ["postgres"]
         assert Path(answer["env_file"]).read_text().splitlines() == [
             f"{name}={value}" for name, value in answer["variables"].items()
         ]
         assert run(command, ["status", *folder]).exit_code == 3
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+            for server in SERVERS:
+                if server is not Postgres:
+                    patch.setenv(min(server.replaced_by), "server.example")
             result = run(command, ["status", *folder])
             assert result.exit_code == 0
             assert "external" in result.stdout

@@ -19,12 +19,12 @@ from click.testing import CliRunner
 
 from app.cli.stack import command
 from deploy.local import ports
-from deploy.local.files import ServerError, locked, tail, write_env
+from deploy.local.files import ServerError, UnavailableError, locked, tail, write_env
 from deploy.local.kafka import Kafka, Listener, _brokers
 from deploy.local.postgres import Postgres
 from deploy.local.process import Command, Detached
 from deploy.local.server import NotReadyError, Server
-from deploy.local.stack import Stack
+from deploy.local.stack import SERVERS, Stack
 
 FROM = 31_800  # away from the ports of a stack that is in use
 
@@ -38,12 +38,12 @@ class Sleeper(Server):
     start_timeout_s = 0.2
     seconds = "60"
     ready = True
-    prepared = 0
+    preparations = 0
 
     def prepare(self) -> None:
         """Count."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.prepared += 1
+        self.preparations += 1
 
     def configure(self) -> None:
         """Nothing to write."""
@@ -176,7 +176,7 @@ def test_life_of_a_server(sleeper: Sleeper) -> None:
     assert sorted(first.ports.values()) == [FROM + 50, FROM + 51]
     sleeper.start()
     assert sleeper.status() == first
-    assert sleeper.prepared == 1
+    assert sleeper.preparations == 1
     sleeper.kill()
     assert sleeper.status().state == "crashed"
     sleeper.restart()
@@ -288,6 +288,45 @@ def test_an_unknown_server_is_named(stack: Stack) -> None:
         stack.up(["slepper"])
 
 
+def test_a_server_that_cannot_be_had_is_left_out(tmp_path: Path, sleeper: Sleeper) -> None:
+    """The others start, and why it is absent is told; who asks for it by name gets the error."""
+
+    class Unheard(Sleeper):
+        name = "unheard"
+
+        def prepare(self) -> None:
+            raise UnavailableError("unheard: nobody has it")
+
+    stack = Stack(tmp_path / "stack", tmp_path / "cache", servers=[Unheard(tmp_path / "unheard", tmp_path), sleeper])
+    assert stack.up() == sleeper.environment()
+    assert stack.absent == {"unheard": "unheard: nobody has it"}
+    assert [one.state for one in stack.status()] == ["stopped", "running"]
+    with pytest.raises(UnavailableError, match="nobody has it"):
+        stack.up(["unheard"])
+    assert sleeper.status().state == "running"
+
+
+def test_what_is_prepared_keeps_nobody_from_the_stack(stack: Stack, sleeper: Sleeper) -> None:
+    """While a server is fetched or built, `down` does not wait, and what runs goes on."""
+    heard: list[bool] = []
+
+    def prepare() -> None:
+        with locked(stack.folder / "lock", timeout_s=0, on_wait=lambda: heard.append(False)):
+            heard.append(True)
+
+    sleeper.prepare = prepare  # type: ignore[method-assign]
+    stack.up()
+    assert heard == [True]
+
+
+def test_reserved_variables_are_those_of_the_start(stack: Stack, sleeper: Sleeper) -> None:
+    """The port that `reserve` names is the one that the server later has, and nothing was started for it."""
+    variables = stack.reserve()
+    assert sleeper.status().state == "stopped"
+    assert sleeper.preparations == 0
+    assert stack.reserve() == variables == stack.up() == stack.reserve()
+
+
 @pytest.mark.parametrize("variable", ["SLEEPER_HOST", "SLEEPER_URL"])
 def test_the_users_own_server_is_used(stack: Stack, sleeper: Sleeper, variable: str) -> None:
     """A server that the user's settings name is neither started nor counted as missing."""
@@ -312,7 +351,7 @@ def test_down_of_a_stack_that_never_was_makes_no_folder(tmp_path: Path) -> None:
     """Asking or stopping leaves no trace."""
     stack = Stack(tmp_path / "none", tmp_path / "cache")
     stack.down()
-    assert [one.state for one in stack.status()] == ["stopped", "stopped"]
+    assert [one.state for one in stack.status()] == ["stopped"] * len(SERVERS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -354,12 +393,12 @@ def test_postgres_passwords_are_one_each(tmp_path: Path) -> None:
 
 def test_status_command_on_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 3 and a row for each server when none runs; 1 and one line for a wrong name."""
-    for variable in Kafka.replaced_by | Postgres.replaced_by:
+    for variable in {name for server in SERVERS for name in server.replaced_by}:
         monkeypatch.delenv(variable, raising=False)
     folder = ["--folder", str(tmp_path / "stack")]
     result = CliRunner().invoke(command, ["status", "--json", *folder])
     assert result.exit_code == 3
-    assert [one["state"] for one in json.loads(result.stdout)["servers"]] == ["stopped", "stopped"]
+    assert [one["state"] for one in json.loads(result.stdout)["servers"]] == ["stopped"] * len(SERVERS)
     result = CliRunner().invoke(command, ["status", *folder])
     assert result.exit_code == 3
     assert "kafka" in result.stdout
