@@ -16,6 +16,8 @@ from schemas.reading import Reading
 from sinks import registry
 
 Place = tuple[str, str, str, Any]
+#: The first and the last offset of what a ledger has, by topic and partition.
+Sent = dict[tuple[str, int], tuple[int, int]]
 
 
 class UnreachableError(Exception):
@@ -57,20 +59,22 @@ def _place(reading: Reading) -> Place:
     return (reading.measurement, reading.device_id, reading.channel, reading.time)
 
 
-async def store(sink: Any, path: Path) -> Finding:
-    """Compare an open sink with a ledger: within the ledger's span of time they must be equal."""
-    wanted: dict[Place, Reading] = {_place(reading): reading for reading in ledger.readings(path)}
+async def store(sink: Any, path: Path, topic: str | None = None) -> Finding:
+    """Compare an open sink with a ledger, or with its part of a raw topic: within its span of time they are equal."""
+    sent = map(sink.kept, ledger.readings(path, topic))
+    wanted: dict[Place, Reading] = {_place(reading): reading for reading in sent if reading is not None}
     found = Finding(expected=len(wanted))
     if not wanted:
         return found
     devices = {reading.device_id for reading in wanted.values()}
     start = min(reading.time for reading in wanted.values())
     end = max(reading.time for reading in wanted.values()) + timedelta(microseconds=1)
+    begin = ledger.begin(path, topic) or end
     async for reading in sink.scan(start=start, end=end):
         expected = wanted.pop(_place(reading), None)
         if expected is None:
             # Somebody else's device is not this ledger's business; a second row of one of its own is.
-            if reading.device_id in devices:
+            if reading.device_id in devices and reading.time >= begin:
                 found.unexpected += 1
                 _example(found.examples, f"unexpected: {reading}")
         elif expected != reading:
@@ -82,18 +86,15 @@ async def store(sink: Any, path: Path) -> Finding:
     return found
 
 
-async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int, int] | None = None) -> Finding:
-    """Compare the dead-letter topic, from offsets `since` on (all by default), with a ledger of raw `topic`."""
-    rejects: list[ledger.Bad] = []
-    sent: dict[int, tuple[int, int]] = {}
-    for entry in ledger.read(path):
-        low, high = sent.get(entry.partition, (entry.offset, entry.offset))
-        sent[entry.partition] = (min(low, entry.offset), max(high, entry.offset))
-        if isinstance(entry, ledger.Bad):
-            rejects.append(entry)
-    wanted = {f"decode:{topic}/{bad.partition}/{bad.offset}/0": bad.sha256 for bad in rejects if bad.offset >= 0}
+async def letters(
+    settings: Settings, path: Path, topic: str | None = None, since: Mapping[int, int] | None = None
+) -> Finding:
+    """Compare the dead-letter topic, from offsets `since` on (all by default), with a ledger or its part of a topic."""
+    rejects = list(ledger.rejects(path, topic))
+    wanted = {f"decode:{bad.topic}/{bad.partition}/{bad.offset}/0": bad.sha256 for bad in rejects if bad.offset >= 0}
     # After an outage the broker may say that it has a record already, and not where: those are known by their bytes.
     placeless = [bad.sha256 for bad in rejects if bad.offset < 0]
+    sent = _sent(path, topic)
     found = Finding(expected=len(rejects))
     seen: set[str] = set()
     for record in await tail(settings, settings.topics.dead_letters, since):
@@ -103,7 +104,7 @@ async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int
             found.repeated += 1
         elif identity not in wanted and digest in placeless:
             placeless.remove(digest)
-        elif identity not in wanted and not _within(identity, topic, sent):
+        elif identity not in wanted and not _within(identity, sent):
             continue  # of somebody else's records
         elif identity not in wanted:
             found.unexpected += 1
@@ -120,12 +121,21 @@ async def letters(settings: Settings, path: Path, topic: str, since: Mapping[int
     return found
 
 
-def _within(identity: str, topic: str, sent: Mapping[int, tuple[int, int]]) -> bool:
+def _sent(path: Path, topic: str | None) -> Sent:
+    sent: Sent = {}
+    for entry in ledger.read(path, topic):
+        if entry.offset >= 0:
+            low, high = sent.get((entry.topic, entry.partition), (entry.offset, entry.offset))
+            sent[entry.topic, entry.partition] = (min(low, entry.offset), max(high, entry.offset))
+    return sent
+
+
+def _within(identity: str, sent: Sent) -> bool:
     """Whether a letter is about a raw record among those of a ledger: its id is STAGE:TOPIC/PARTITION/OFFSET/INDEX."""
     name, *numbers = identity.partition(":")[2].split("/")
-    if name != topic or len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):  # noqa: PLR2004
+    if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):  # noqa: PLR2004
         return False
-    low, high = sent.get(int(numbers[0]), (1, 0))
+    low, high = sent.get((name, int(numbers[0])), (1, 0))
     return low <= int(numbers[1]) <= high
 
 
@@ -159,18 +169,20 @@ async def tail(settings: Settings, topic: str, since: Mapping[int, int] | None =
         await consumer.stop()
 
 
-async def compare(settings: Settings, path: Path, topic: str, since: Mapping[int, int] | None = None) -> Report:
-    """Compare every store and the dead letters with a ledger of what was sent to raw `topic`."""
+async def compare(
+    settings: Settings, path: Path, topic: str | None = None, since: Mapping[int, int] | None = None
+) -> Report:
+    """Compare every store of `STORES` and the dead letters with a ledger, or with its part of a raw topic."""
     stores: dict[str, Finding] = {}
-    for name, module in registry.load().items():
-        sink = module.Sink(settings.sinks[name], settings.types)
+    for name in settings.stores:
+        sink = registry.load()[name].Sink(settings.sinks[name], settings.types)
         try:
             await sink.open()
         except Exception as error:
             verdict = sink.classify(error)
             raise UnreachableError(f"{name}: {getattr(verdict, 'remedy', '') or error}") from error
         try:
-            stores[name] = await store(sink, path)
+            stores[name] = await store(sink, path, topic)
         finally:
             await sink.close()
     return Report(stores, await letters(settings, path, topic, since))

@@ -7,28 +7,34 @@ piece with its neighbours, so that a kill loses the last moments at most and lea
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 from msgspec import Struct
 
 from schemas.reading import Reading
 
+_NAMES: Final = {"topic": "t", "partition": "p", "offset": "o", "reading": "r"}
 
-class Good(Struct, frozen=True, tag="good", tag_field="k", rename={"partition": "p", "offset": "o", "reading": "r"}):
-    """A record that is in the raw topic, and the reading that must come of it."""
 
+class Good(Struct, frozen=True, tag="good", tag_field="k", rename=_NAMES, omit_defaults=True):
+    """A record that is in a raw topic, and the reading that must come of it, even if it is of long before."""
+
+    topic: str
     partition: int
     offset: int
     reading: Reading
+    late: bool = False
 
 
-class Bad(Struct, frozen=True, tag="bad", tag_field="k", rename={"partition": "p", "offset": "o"}):
-    """A record that is in the raw topic, and the reason why no reading may come of it; a dead letter must."""
+class Bad(Struct, frozen=True, tag="bad", tag_field="k", rename=_NAMES):
+    """A record that is in a raw topic, and the reason why no reading may come of it; a dead letter must."""
 
     why: str
+    topic: str
     partition: int
     offset: int
     sha256: str
@@ -41,9 +47,9 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 _decode: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Good | Bad)
 
 
-def bad(why: str, partition: int, offset: int, payload: bytes) -> Bad:
+def bad(why: str, topic: str, partition: int, offset: int, payload: bytes) -> Bad:
     """The entry of a payload that must be rejected."""
-    return Bad(why, partition, offset, hashlib.sha256(payload).hexdigest(), payload)
+    return Bad(why, topic, partition, offset, hashlib.sha256(payload).hexdigest(), payload)
 
 
 class Ledger:
@@ -74,8 +80,8 @@ class Ledger:
             left = left[self._file.write(left) :]
 
 
-def read(path: Path) -> Iterator[Entry]:
-    """Every entry of a ledger, without a torn last line.
+def read(path: Path, topic: str | None = None) -> Iterator[Entry]:
+    """Every entry of a ledger, or every one of a topic, without a torn last line.
 
     Raises `msgspec.DecodeError` for any other line that is not an entry.
     """
@@ -83,17 +89,25 @@ def read(path: Path) -> Iterator[Entry]:
         for line in lines:
             if not line.endswith(b"\n"):
                 return
-            yield _decode.decode(line)
+            entry = _decode.decode(line)
+            if topic in (None, entry.topic):
+                yield entry
 
 
-def readings(path: Path) -> Iterator[Reading]:
+def readings(path: Path, topic: str | None = None) -> Iterator[Reading]:
     """What the stores must hold."""
-    return (entry.reading for entry in read(path) if isinstance(entry, Good))
+    return (entry.reading for entry in read(path, topic) if isinstance(entry, Good))
 
 
-def rejects(path: Path) -> Iterator[Bad]:
+def rejects(path: Path, topic: str | None = None) -> Iterator[Bad]:
     """What the dead letters must hold."""
-    return (entry for entry in read(path) if isinstance(entry, Bad))
+    return (entry for entry in read(path, topic) if isinstance(entry, Bad))
+
+
+def begin(path: Path, topic: str | None = None) -> datetime | None:
+    """The time of the first reading that was not late: until then the stores may hold what an earlier run sent."""
+    entries = (entry for entry in read(path, topic) if isinstance(entry, Good) and not entry.late)
+    return min((entry.reading.time for entry in entries), default=None)
 
 
 def _whole(path: Path) -> int:

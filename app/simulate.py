@@ -1,27 +1,23 @@
-"""A fleet of simulated devices, and the load that it puts on a raw topic."""
+"""The load that fleets of simulated devices put on their raw topics."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
-from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from msgspec import Struct
 
 from app import ledger
+from app.fleet import Fleet, Sample
 from app.steady import steady
 from schemas import dialects
 from schemas.partition import partition_of
-from schemas.reading import Reading, Value
+from schemas.reading import Reading
 
-_MICROSECOND: Final = timedelta(microseconds=1)
-_DIGITS: Final = 3
 #: The pace is kept this often, and the sending looks up from generating after this many readings.
 _TICK_SECONDS: Final = 0.02
 _TICK_READINGS: Final = 1_000
@@ -37,91 +33,8 @@ class NoTopicError(LookupError):
     """The topic to send to does not exist."""
 
 
-class Sample(NamedTuple):
-    """One record to send; `expected` is the reading it must become, or the reason why it must be rejected."""
-
-    device_id: str
-    payload: bytes
-    expected: Reading | str
-
-
-class Fleet:
-    """Devices that speak one dialect, taking turns; the same seed and times give the same samples.
-
-    `bad_share` of all samples are ones that `decode` must reject as a whole; `odd` is, by metric, the share of unusual
-    values that are still right. Raises `ValueError` for a dialect that the simulator cannot speak.
-    """
-
-    def __init__(  # noqa: PLR0913  each is an option of the command
-        self,
-        devices: int,
-        dialect: str,
-        seed: int,
-        *,
-        bad_share: float = 0.01,
-        odd: Mapping[str, float] | None = None,
-        prefix: str = "sensor",
-    ) -> None:
-        if dialect not in speakable():
-            raise ValueError(f"the simulator cannot speak {dialect!r}, only {', '.join(speakable())}")
-        self.dialect = dialect
-        self._module: ModuleType = dialects.load()[dialect]
-        self._template: Reading = self._module.EXAMPLES[0].gives[0]
-        self._walks: dict[str, dialects.Walk] = dict(self._module.WALKS)
-        self._spoiled: Mapping[str, Mapping[str, object]] = self._module.SPOILED
-        self._kinds = ("not_json", *self._spoiled)
-        self._bad_share = bad_share
-        self._odd = {metric: share for metric, share in (odd or {}).items() if metric in self._walks}
-        self._random = random.Random(seed)  # noqa: S311  a repeatable load, no secret
-        self._ids = [f"{prefix}-{number:03d}" for number in range(1, devices + 1)]
-        self._state = [
-            {metric: self._random.uniform(walk.low, walk.high) for metric, walk in self._walks.items()}
-            for _ in self._ids
-        ]
-        self._last = [datetime.min.replace(tzinfo=UTC)] * devices
-        self._turn = 0
-
-    def sample(self, now: datetime) -> Sample:
-        """What the next device says at an instant; its times strictly increase even when the clock does not."""
-        turn = self._turn
-        self._turn = (turn + 1) % len(self._ids)
-        at = self._last[turn] = max(now, self._last[turn] + _MICROSECOND)
-        device_id = self._ids[turn]
-        reading = msgspec.structs.replace(
-            self._template, device_id=device_id, time=at, values=self._step(self._state[turn])
-        )
-        payload: bytes = self._module.encode(reading)
-        if self._random.random() >= self._bad_share:
-            return Sample(device_id, payload, reading)
-        kind = self._random.choice(self._kinds)
-        return Sample(device_id, self._spoil(payload, kind), kind)
-
-    def _step(self, state: dict[str, float]) -> dict[str, Value]:
-        draw = self._random.random
-        values: dict[str, Value] = {}
-        for metric, walk in self._walks.items():
-            value = state[metric] + (2.0 * draw() - 1.0) * walk.step
-            state[metric] = value = min(max(value, walk.low), walk.high)
-            if metric in self._odd and draw() < self._odd[metric]:
-                low, high = walk.odd
-                value = low + (high - low) * draw()
-            values[metric] = round(value, _DIGITS)
-        return values
-
-    def _spoil(self, payload: bytes, kind: str) -> bytes:
-        if kind == "not_json":
-            return payload[: len(payload) // 2]
-        said = msgspec.json.decode(payload, type=dict[str, object]) | dict(self._spoiled[kind])
-        return msgspec.json.encode({field: value for field, value in said.items() if value is not msgspec.UNSET})
-
-
-def speakable() -> Sequence[str]:
-    """The dialects that the simulator can speak."""
-    return [name for name, module in dialects.load().items() if hasattr(module, "encode")]
-
-
 class Plan(Struct, frozen=True):
-    """How much to send: `rate` a second in total, 0 for as fast as possible, until a count, a duration or a stop."""
+    """What a fleet sends: `rate` a second, 0 for as fast as possible, until a count, a duration or a stop."""
 
     topic: str
     rate: float = 0.0
@@ -132,38 +45,66 @@ class Plan(Struct, frozen=True):
 
 
 class Summary(Struct):
-    """What a run did; `sent` and its parts count acknowledged records only."""
+    """What a fleet, or all of them, did: acknowledged records, of whose good ones some were in a bad order."""
 
     sent: int = 0
     good: int = 0
     bad: int = 0
+    out_of_order: int = 0
+    late: int = 0
     unacknowledged: int = 0
     seconds: float = 0.0
     rate: float = 0.0
 
 
-class _Load:
-    """One run: a generator, and a lane for each partition that keeps one batch in flight and the next one ready."""
+def total(parts: Sequence[Summary]) -> Summary:
+    """What several fleets did at the same time."""
+    whole = Summary(seconds=max(part.seconds for part in parts))
+    for name in ("sent", "good", "bad", "out_of_order", "late", "unacknowledged"):
+        setattr(whole, name, sum(getattr(part, name) for part in parts))
+    whole.rate = whole.sent / whole.seconds if whole.seconds else 0.0
+    return whole
 
-    def __init__(self, fleet: Fleet, plan: Plan, producer: Any, partitions: int, book: ledger.Ledger | None) -> None:
+
+def divide(count: int, weights: Sequence[float]) -> list[int]:
+    """Whole parts of a count, as near to the weights as can be."""
+    whole = sum(weights)
+    exact = [count * weight / whole for weight in weights]
+    parts = [int(part) for part in exact]
+    for at in sorted(range(len(parts)), key=lambda at: parts[at] - exact[at])[: count - sum(parts)]:
+        parts[at] += 1
+    return parts
+
+
+class _Shared(Struct):
+    """What all fleets of a run have in common."""
+
+    producer: Any
+    stop: asyncio.Event
+    book: ledger.Ledger | None
+    on_sent: Callable[[int], None]
+
+
+class _Load:
+    """One fleet: a generator, and a lane for each partition that keeps one batch in flight and the next one ready."""
+
+    def __init__(self, fleet: Fleet, plan: Plan, shared: _Shared, partitions: int) -> None:
         self.summary = Summary()
-        self.stop = asyncio.Event()
         self.error: BaseException | None = None
-        self.on_sent: Callable[[int], None] = lambda _: None
         self._fleet = fleet
         self._plan = plan
-        self._producer = producer
+        self._shared = shared
+        self._producer = shared.producer
         self._headers = [(dialects.HEADER_DIALECT, fleet.dialect.encode())]
         self._lanes: list[asyncio.Queue[tuple[Any, list[Sample]]]] = [asyncio.Queue(1) for _ in range(partitions)]
-        self._book = book
         self._made = 0
         self._in_flight: set[asyncio.Future[Any]] = set()
 
     async def run(self) -> None:
-        """Send until the plan is done or `stop` is set, then wait for what is outstanding."""
+        """Send until the plan is done or the run is stopped, then wait for what is outstanding."""
         begin = time.monotonic()
         lanes = [asyncio.create_task(self._drive(partition)) for partition in range(len(self._lanes))]
-        ends = [asyncio.create_task(self._generate()), asyncio.create_task(self.stop.wait())]
+        ends = [asyncio.create_task(self._generate()), asyncio.create_task(self._shared.stop.wait())]
         try:
             # A lane only ends by failing.
             await asyncio.wait([*ends, *lanes], timeout=self._plan.seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -248,20 +189,25 @@ class _Load:
         # -1: the broker has the batch and has forgotten where, which idempotence makes a success.
         first: int = sent.result().offset
         good = sum(isinstance(sample.expected, Reading) for sample in samples)
-        self.summary.good += good
-        self.summary.bad += len(samples) - good
-        if self._book is not None:
+        summary = self.summary
+        summary.good += good
+        summary.bad += len(samples) - good
+        summary.out_of_order += sum(sample.order == "out_of_order" for sample in samples)
+        summary.late += sum(sample.order == "late" for sample in samples)
+        if self._shared.book is not None:
+            topic = self._plan.topic
             try:
-                self._book.write(
-                    _entry(partition, first + at if first >= 0 else -1, sample) for at, sample in enumerate(samples)
+                self._shared.book.write(
+                    _entry(topic, partition, first + at if first >= 0 else -1, sample)
+                    for at, sample in enumerate(samples)
                 )
             except OSError as disk:
                 self._fail(disk)
-        self.on_sent(len(samples))
+        self._shared.on_sent(len(samples))
 
     def _fail(self, error: BaseException) -> None:
         self.error = self.error or error
-        self.stop.set()
+        self._shared.stop.set()
 
     async def _settle(self) -> None:
         async def settled() -> None:
@@ -276,31 +222,29 @@ class _Load:
             return
 
 
-async def run(  # noqa: PLR0913  the last three are for whoever watches
-    fleet: Fleet,
-    plan: Plan,
+async def run(
+    fleets: Sequence[tuple[Fleet, Plan]],
     client: Mapping[str, Any],
     *,
     book: ledger.Ledger | None = None,
     stop: asyncio.Event | None = None,
     on_sent: Callable[[int], None] | None = None,
-) -> Summary:
-    """Send a fleet's samples to a topic with a producer made of `client`, until the plan is done or `stop` is set.
+) -> list[Summary]:
+    """Send what fleets say, all at once, with a producer made of `client`, until their plans are done or `stop` is set.
 
-    Raises `NoTopicError`, and what the broker refused a batch with; an outage is waited for instead.
+    Raises `NoTopicError`, and what the broker refused a batch with, which stops all; an outage is waited for instead.
     """
     producer = AIOKafkaProducer(**client, enable_idempotence=True, max_batch_size=_BATCH_BYTES)
     steady(producer)
     await producer.start()
+    shared = _Shared(producer, stop or asyncio.Event(), book, on_sent or (lambda _: None))
     try:
-        partitions = await _partitions(producer, plan.topic)
-        load = _Load(fleet, plan, producer, partitions, book)
-        if stop is not None:
-            load.stop = stop
-        if on_sent is not None:
-            load.on_sent = on_sent
-        await load.run()
-        return load.summary
+        counts = {plan.topic: await _partitions(producer, plan.topic) for _, plan in fleets}
+        loads = [_Load(fleet, plan, shared, counts[plan.topic]) for fleet, plan in fleets]
+        for result in await asyncio.gather(*(load.run() for load in loads), return_exceptions=True):
+            if result is not None:
+                raise result
+        return [load.summary for load in loads]
     finally:
         try:
             await asyncio.wait_for(producer.stop(), _STOP_SECONDS)
@@ -316,10 +260,10 @@ async def _partitions(producer: Any, topic: str) -> int:
         raise NoTopicError(f"there is no topic {topic!r}; iotflow topics apply makes it") from error
 
 
-def _entry(partition: int, offset: int, sample: Sample) -> ledger.Entry:
+def _entry(topic: str, partition: int, offset: int, sample: Sample) -> ledger.Entry:
     if isinstance(sample.expected, Reading):
-        return ledger.Good(partition, offset, sample.expected)
-    return ledger.bad(sample.expected, partition, offset, sample.payload)
+        return ledger.Good(topic, partition, offset, sample.expected, late=sample.order == "late")
+    return ledger.bad(sample.expected, topic, partition, offset, sample.payload)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

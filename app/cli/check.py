@@ -9,7 +9,7 @@ import click
 
 @click.command()
 @click.argument("ledger", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--topic", help="Raw topic that it was sent to.  [default: the settings' own]")
+@click.option("--topic", help="Look only at what was sent to this raw topic.  [default: at all]")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def command(ledger: Path, topic: str | None, as_json: bool) -> None:  # noqa: FBT001  a flag
     """Compare what `iotflow simulate --ledger LEDGER` sent with the stores and the dead letters, by content.
@@ -26,7 +26,7 @@ def command(ledger: Path, topic: str | None, as_json: bool) -> None:  # noqa: FB
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
     try:
-        report = asyncio.run(check.compare(settings, ledger, topic or next(iter(settings.topics.raw))))
+        report = asyncio.run(check.compare(settings, ledger, topic))
     except check.UnreachableError as error:
         raise click.ClickException(str(error)) from error
     if as_json:

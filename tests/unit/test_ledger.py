@@ -5,7 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from schemas.reading import Reading
 
 READING = Reading("telemetry", "d", datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC), {"t": 1.5, "n": None})
 PAYLOAD = b'{"device_id":\xff'
-ENTRIES = [Good(3, 17, READING), ledger.bad("not_json", 0, 18, PAYLOAD)]
+ENTRIES = [Good("raw", 3, 17, READING), ledger.bad("not_json", "raw", 0, 18, PAYLOAD)]
 
 
 @pytest.fixture
@@ -41,15 +41,36 @@ def test_the_lines_are_what_others_may_rely_on(path: Path) -> None:
     with Ledger(path) as book:
         book.write(ENTRIES)
     good, bad = map(json.loads, path.read_text().splitlines())
-    assert good == {"k": "good", "p": 3, "o": 17, "r": json.loads(wire.write(READING))}
+    assert good == {"k": "good", "t": "raw", "p": 3, "o": 17, "r": json.loads(wire.write(READING))}
     assert bad == {
         "k": "bad",
         "why": "not_json",
+        "t": "raw",
         "p": 0,
         "o": 18,
         "sha256": hashlib.sha256(PAYLOAD).hexdigest(),
         "payload_b64": base64.b64encode(PAYLOAD).decode(),
     }
+
+
+def test_one_topic_of_several(path: Path) -> None:
+    other = [ledger.bad("not_json", "other", 0, 18, PAYLOAD), Good("other", 3, 17, READING, late=True)]
+    with Ledger(path) as book:
+        book.write([*ENTRIES, *other])
+    assert list(ledger.read(path)) == [*ENTRIES, *other]
+    assert list(ledger.read(path, "other")) == other
+    assert list(ledger.readings(path, "raw")) == [READING]
+    assert list(ledger.rejects(path, "raw")) == [ENTRIES[1]]
+    assert list(ledger.read(path, "neither")) == []
+
+
+def test_it_begins_with_the_first_reading_that_was_not_late(path: Path) -> None:
+    early, late = (msgspec.structs.replace(READING, time=READING.time - timedelta(hours=hours)) for hours in (1, 2))
+    with Ledger(path) as book:
+        book.write([Good("raw", 0, 0, READING), Good("raw", 0, 1, early), Good("raw", 0, 2, late, late=True)])
+        book.write([Good("late", 0, 0, late, late=True)])
+    assert ledger.begin(path) == ledger.begin(path, "raw") == early.time
+    assert ledger.begin(path, "late") is None
 
 
 def test_a_ledger_is_continued(path: Path) -> None:
@@ -86,7 +107,7 @@ def test_a_kill_loses_nothing_that_was_written(path: Path) -> None:
         "from pathlib import Path\n"
         "from app.ledger import Ledger, bad\n"
         "with Ledger(Path(sys.argv[1])) as book:\n"
-        "    book.write([bad('not_json', 0, offset, b'x') for offset in range(1000)])\n"
+        "    book.write([bad('not_json', 'raw', 0, offset, b'x') for offset in range(1000)])\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     root = str(Path(ledger.__file__).parents[1])
