@@ -90,6 +90,10 @@ class Supervisor:
         self._tasks = [asyncio.create_task(worker.run()) for worker in self.workers]
         return self
 
+    async def stop(self, name: str) -> None:
+        """End one worker for good."""
+        await asyncio.gather(*(worker.stop(self.grace_s) for worker in self.workers if worker.name == name))
+
     async def __aexit__(self, *_: object) -> None:
         # All at once: each stage has its own group, and none waits for another.
         await asyncio.gather(*(worker.stop(self.grace_s) for worker in self.workers))
