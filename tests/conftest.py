@@ -1,57 +1,64 @@
-"""Real servers for every test that asks for one; a session starts them once, on ports of its own."""
+"""Real servers for every test that asks for one; a session starts each once, when it is first needed."""
 
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
-import asyncpg
 import pytest
 
 from deploy.local.files import default_cache
 from deploy.local.kafka import Kafka
-from deploy.local.postgres import DATABASE, USER, Postgres
-from deploy.local.stack import Stack
+from deploy.local.postgres import Postgres
+from deploy.local.stack import SERVERS, Stack
+from sinks import registry
 from tests.lab.certificates import Certificates, make
+from tests.lab.stores import StoreLab, lab_of
 
 REQUIRED = bool(os.environ.get("IOTFLOW_REQUIRE_SERVERS"))  # noqa: TID251  the tests' own switch
 FOLDER = Path(__file__).parent.parent / ".iotflow" / "test"
+#: The tests' servers are this far above the ports of `make run`.
+PORTS_APART = 10_000
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Kafka and PostgreSQL, empty, for this session only."""
+    """The local stack, empty, for this session only; none of its servers runs yet."""
     folder, cache = FOLDER / uuid.uuid4().hex[:8], default_cache()
-    stack = Stack(
-        folder,
-        cache,
-        servers=[
-            Kafka(folder / "kafka", cache, ports={"broker": 39092, "controller": 39093}),
-            Postgres(folder / "postgres", cache, ports={"sql": 35432}),
-        ],
-    )
-    try:
-        stack.up()
-    except Exception as error:
-        if REQUIRED:
-            raise
-        pytest.skip(f"the servers did not start: {error}")
+    servers = []
+    for server in SERVERS:
+        kind: Any = server
+        ports = {role: port + PORTS_APART for role, port in kind.preferred.items()}
+        servers.append(kind(folder / kind.name, cache, ports=ports))
+    stack = Stack(folder, cache, servers=servers)
     yield stack
     stack.down()
 
 
-@pytest.fixture(scope="session")
+def running(stack: Stack, name: str) -> Any:
+    """A server of the stack, started if it is not up; where none is required, its absence skips the test."""
+    try:
+        stack.up([name])
+    except Exception as error:
+        if REQUIRED:
+            raise
+        pytest.skip(f"{name} did not start: {error}")
+    return stack.servers[name]
+
+
+@pytest.fixture
 def kafka(stack: Stack) -> Kafka:
     """The session's broker."""
-    server = stack.servers["kafka"]
+    server = running(stack, "kafka")
     assert isinstance(server, Kafka)
     return server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def postgres(stack: Stack) -> Postgres:
     """The session's PostgreSQL."""
-    server = stack.servers["postgres"]
+    server = running(stack, "postgres")
     assert isinstance(server, Postgres)
     return server
 
@@ -68,14 +75,43 @@ def kafka_servers(kafka: Kafka) -> str:
     return kafka.bootstrap
 
 
+async def place(stack: Stack, name: str) -> StoreLab:
+    """An empty place of the test's own in a store."""
+    kind = lab_of(name)
+    lab = kind(name, running(stack, kind.server_name))
+    await lab.make()
+    return lab
+
+
+@pytest.fixture(params=sorted(registry.load()))
+async def lab(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[StoreLab]:
+    """Each store that there is a sink for, one after the other: an empty place in it, without a schema."""
+    made = await place(stack, request.param)
+    yield made
+    running(stack, made.server_name)  # whatever the test did to it
+    await made.drop()
+
+
 @pytest.fixture
-async def database(postgres: Postgres) -> AsyncIterator[dict[str, str]]:
-    """An empty database of the test's own, as the environment variables that lead to it."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    admin = await asyncpg.connect(postgres.dsn(user="postgres", database=DATABASE))
-    await admin.execute(f"CREATE DATABASE {name} OWNER {USER}")
-    await admin.close()
-    yield {**postgres.environment(), "TIMESCALE_DB": name}
-    admin = await asyncpg.connect(postgres.dsn(user="postgres", database=DATABASE))
-    await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    await admin.close()
+async def labs(stack: Stack) -> AsyncIterator[list[StoreLab]]:
+    """An empty place in every store at once."""
+    made = [await place(stack, name) for name in registry.load()]
+    yield made
+    for each in made:
+        running(stack, each.server_name)
+        await each.drop()
+
+
+@pytest.fixture
+async def timescale(stack: Stack) -> AsyncIterator[Any]:
+    """An empty database of the test's own, without a schema."""
+    made = await place(stack, "timescale")
+    yield made
+    running(stack, made.server_name)
+    await made.drop()
+
+
+@pytest.fixture
+def database(timescale: StoreLab) -> dict[str, str]:
+    """The environment variables that lead to an empty database of the test's own; it is the only store."""
+    return {**timescale.env, "STORES": timescale.name}

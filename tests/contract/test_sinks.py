@@ -1,18 +1,16 @@
 """What every sink must do, for every sink that is found, on its real server."""
 
 import asyncio
-import importlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from app.settings import load
 from schemas.reading import Reading
-from sinks import registry
-from sinks.base import Fatal, Reject, Retry
+from sinks.base import PartialWriteError, Reject, Retry
+from tests.lab.stores import StoreLab
 
 T0 = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
 TYPES = {"telemetry.counter": "INT64"}
@@ -42,16 +40,17 @@ EVERYTHING = [
 ]
 
 
-@pytest.fixture(params=sorted(registry.load()))
-async def sink(request: pytest.FixtureRequest, database: dict[str, str]) -> AsyncIterator[Any]:
+@pytest.fixture
+async def sink(lab: StoreLab) -> AsyncIterator[Any]:
     """Each sink, open, on an empty store."""
-    module = importlib.import_module(f"sinks.{request.param}")
-    settings = load(database).sinks[request.param]
-    await module.apply_schema(settings)
-    made = module.Sink(settings, TYPES)
-    await made.open()
-    yield made
-    await made.close()
+    await lab.apply_schema()
+    async with lab.opened(TYPES) as made:
+        yield made
+
+
+def kept(sink: Any, readings: list[Reading]) -> list[Reading]:
+    """What the store must give back, in the order that comparing needs."""
+    return by_place([found for reading in readings if (found := sink.kept(reading)) is not None])
 
 
 async def write(sink: Any, readings: list[Reading]) -> Any:
@@ -76,8 +75,8 @@ async def test_what_was_written_reads_back_equal(sink: Any) -> None:
     prepared = await write(sink, EVERYTHING)
 
     assert not prepared.rejected
-    assert by_place(EVERYTHING) == by_place(await stored(sink))
-    assert sum(len(each.values) for each in EVERYTHING) == await sink.count()
+    assert kept(sink, EVERYTHING) == by_place(await stored(sink))
+    assert sum(len(each.values) for each in kept(sink, EVERYTHING)) == await sink.count()
 
 
 async def test_writing_twice_is_writing_once(sink: Any) -> None:
@@ -85,7 +84,7 @@ async def test_writing_twice_is_writing_once(sink: Any) -> None:
     await write(sink, EVERYTHING)
     await write(sink, EVERYTHING)
 
-    assert by_place(EVERYTHING) == by_place(await stored(sink))
+    assert kept(sink, EVERYTHING) == by_place(await stored(sink))
 
 
 async def test_the_last_of_a_batch_wins_and_so_does_the_last_batch(sink: Any) -> None:
@@ -158,50 +157,126 @@ async def test_scan_filters(sink: Any) -> None:
     assert [] == await stored(sink, measurement="other")
 
 
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [
-        ({"TIMESCALE_PASSWORD": "wrong"}, Fatal),
-        ({"TIMESCALE_DB": "nowhere"}, Fatal),
-        ({"TIMESCALE_PORT": "1"}, Retry),
-    ],
-)
-async def test_what_an_operator_must_mend_is_fatal_and_an_absent_server_is_not(
-    database: dict[str, str], change: dict[str, str], kind: type
-) -> None:
-    """A wrong password and a missing database say how to mend them; a refused connection is tried again."""
-    module = registry.load()["timescale"]
-    made = module.Sink(load({**database, **change}).sinks["timescale"])
+async def test_what_an_operator_must_mend_is_fatal_and_an_absent_server_is_not(lab: StoreLab) -> None:
+    """A wrong secret and a missing database say how to mend them; a refused connection is tried again."""
+    await lab.apply_schema()
+    for change, kind in lab.mistakes:
+        made = lab.sink(**change)
 
-    with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+        with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+            await made.open()
+
+        verdict = made.classify(error.value)
+        assert isinstance(verdict, kind), (change, verdict, error.value)
+        assert "wrong" not in str(verdict)
+        await made.close()
+
+
+async def test_a_missing_schema_is_fatal_with_the_remedy(lab: StoreLab) -> None:
+    """Without the schema opening or probing says which command makes it."""
+    made = lab.sink()
+
+    async def use() -> None:
         await made.open()
-
-    verdict = made.classify(error.value)
-    assert isinstance(verdict, kind)
-    assert "wrong" not in str(verdict)
-
-
-async def test_a_missing_table_is_fatal_with_the_remedy(database: dict[str, str]) -> None:
-    """Without the schema a probe says which command makes it."""
-    module = registry.load()["timescale"]
-    made = module.Sink(load(database).sinks["timescale"])
-    await made.open()
+        await made.probe()
 
     with pytest.raises(Exception) as error:  # noqa: PT011  classified below
-        await made.probe()
+        await use()
     await made.close()
 
     assert "iotflow schema apply" in made.classify(error.value).remedy
 
 
-@pytest.mark.parametrize("device", ["nul\0", random.Random(7).randbytes(4000).hex()])
-async def test_what_only_the_server_refuses_is_a_reject(sink: Any, device: str) -> None:
-    """A name that the store cannot hold is either refused before it is sent, or the server's refusal is a Reject."""
+async def test_the_schema_may_be_applied_again(lab: StoreLab) -> None:
+    """A second `schema apply` changes nothing that is stored."""
+    await lab.apply_schema()
+    async with lab.opened() as sink:
+        await write(sink, [reading()])
+        await lab.apply_schema()
+
+        assert [reading()] == await stored(sink)
+
+
+async def test_what_the_server_refuses_is_a_reject_in_its_words_and_the_rest_can_be_stored(lab: StoreLab) -> None:
+    """A batch with a value that the server does not take is refused; written apart, all others are stored."""
+    await lab.apply_schema()
+    good, bad = [reading("a", at=at) for at in range(3)], reading("a", at=9)
+    async with lab.opened() as sink:
+        await lab.refuse([bad])
+        before = [each for each in await stored(sink) if each == lab.harmless(bad)]
+        with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+            await write(sink, [*good, lab.poisoned(bad)])
+
+        verdict = sink.classify(error.value)
+        if isinstance(error.value, PartialWriteError):
+            assert [3] == list(error.value.rejected)
+            why = error.value.rejected[3]
+        else:
+            assert isinstance(verdict, Reject)
+            why = verdict.rejected
+        assert why.reason == "refused"
+        assert len(why.error) > 20
+        await write(sink, good)
+        assert [*good, *before] == await stored(sink)
+
+
+async def test_a_server_that_stands_still_ends_a_write_in_time(lab: StoreLab) -> None:
+    """Nothing answers: a write can be given up, and the sink works again once the server does."""
+    await lab.apply_schema()
+    async with lab.opened() as sink:
+        await write(sink, [reading("before")])
+        with lab.frozen():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(write(sink, [reading("during")]), 1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(sink.probe(), 1)
+        async with asyncio.timeout(20):
+            await again(sink, sink.probe)
+            await again(sink, lambda: write(sink, [reading("after")]))
+
+        assert {"before", "after"} <= {each.device_id for each in await stored(sink)} <= {"before", "during", "after"}
+
+
+async def again(sink: Any, work: Callable[[], Awaitable[Any]]) -> None:
+    """Until it succeeds; what fails must mean that it can be tried again."""
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001  classified below
+            assert isinstance(sink.classify(error), Retry), error  # noqa: PT017
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+async def test_a_server_that_was_killed_is_found_again(lab: StoreLab) -> None:
+    """While it is away every failure means "again"; what was stored is still there after."""
+    await lab.apply_schema()
+    async with lab.opened() as sink:
+        await write(sink, [reading("before")])
+        await asyncio.to_thread(lab.server.kill)
+        with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+            await asyncio.wait_for(write(sink, [reading("during")]), 20)
+        assert isinstance(sink.classify(error.value), Retry)
+        await asyncio.to_thread(lab.server.start)
+        async with asyncio.timeout(60):
+            await again(sink, sink.probe)
+            await again(sink, lambda: write(sink, [reading("after")]))
+
+        assert [reading("after"), reading("before")] == await stored(sink)
+
+
+@pytest.mark.parametrize("device", ["nul\0", random.Random(7).randbytes(40_000).hex()])
+async def test_what_a_store_cannot_hold_is_a_reject_and_else_it_is_held(sink: Any, device: str) -> None:
+    """A name at the border of what a store can hold is stored as it is, refused before it is sent, or by the server."""
     prepared = sink.prepare([reading(device)])
     if prepared.rejected:
+        assert await sink.count() == 0
         return
-
-    with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+    try:
         await sink.write(prepared.payload)
-
-    assert isinstance(sink.classify(error.value), Reject)
+    except Exception as error:  # noqa: BLE001  classified below
+        verdict = sink.classify(error)
+        assert isinstance(error, PartialWriteError) or isinstance(verdict, Reject), verdict  # noqa: PT017
+    else:
+        assert [reading(device)] == await stored(sink)

@@ -13,11 +13,11 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import check, kafka, lag, topics
+from app import check, kafka, lag, stages, topics
 from app.settings import Settings, load
 from app.supervisor import worker_command
 from deploy.local.ports import choose
-from sinks import timescale
+from sinks import registry
 from tests.lab.apps import unique, until
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +78,9 @@ class Process:
 
 
 class Pipeline:
-    """Topics, group and tables of one test."""
+    """Topics and groups of one test, and the stores that `stores` leads to (their variables, with `STORES`)."""
 
-    def __init__(self, servers: str, database: Mapping[str, str], folder: Path, **more: str) -> None:
+    def __init__(self, servers: str, stores: Mapping[str, str], folder: Path, **more: str) -> None:
         name = unique("p")
         self.folder = folder
         self.raw = f"{name}-raw"
@@ -95,7 +95,7 @@ class Pipeline:
             "IOTFLOW_WEB_BIND": "127.0.0.1",
             "IOTFLOW_SESSION_TIMEOUT": "6",
             "IOTFLOW_REBALANCE_TIMEOUT": "15",
-            **database,
+            **stores,
             **more,
         }
         self.settings: Settings = load(self.env)
@@ -105,7 +105,8 @@ class Pipeline:
     async def __aenter__(self) -> "Pipeline":
         async with kafka.admin(self.settings) as admin:
             await topics.apply(admin, await topics.plan(admin, topics.wanted(self.settings)))
-        await timescale.apply_schema(self.settings.sinks["timescale"])
+        for name in self.settings.stores:
+            await registry.load()[name].apply_schema(self.settings.sinks[name])
         return self
 
     async def __aexit__(self, kind: type | None, *_: object) -> None:
@@ -115,6 +116,21 @@ class Pipeline:
                 await process.process.wait()
             if kind is not None:
                 sys.stderr.write(f"--- {process.stage} {process.port}\n{process.log[-6000:]}\n")
+
+    @property
+    def stages(self) -> list[str]:
+        """Decode and the stores'."""
+        return stages.names(self.settings)
+
+    @property
+    def storing(self) -> list[str]:
+        """The stores' stages."""
+        return self.stages[1:]
+
+    async def started_all(self, names: Sequence[str] | None = None) -> dict[str, Process]:
+        """Start a worker of each stage, side by side, and wait until all are ready."""
+        names = self.stages if names is None else names
+        return dict(zip(names, await asyncio.gather(*(self.started(name) for name in names)), strict=True))
 
     async def start(self, stage: str, **more: str) -> Process:
         """Start a worker; does not wait for it to be ready."""
@@ -156,19 +172,25 @@ class Pipeline:
             "--ledger", str(self.ledger()), "--json", *flags,
         )  # fmt: skip
 
-    async def settled(self, seconds: float = 90.0, stages: Sequence[str] = ("decode", "store-timescale")) -> None:
-        """Wait until every stage has committed to the end of its topics."""
-        inputs = {"decode": [self.raw], "store-timescale": [self.settings.topics.decoded]}
+    async def settled(self, seconds: float = 90.0, stages: Sequence[str] | None = None) -> None:
+        """Wait until every stage (all by default) has committed to the end of its topics."""
         args = kafka.client_args(self.settings)
         deadline = time.monotonic() + seconds
-        for stage in stages:
+        for stage in self.stages if stages is None else stages:
+            topics = [self.raw] if stage == "decode" else [self.settings.topics.decoded]
             while True:
-                found = await lag.measure(args, self.settings.app_id(stage), inputs[stage])
+                found = await lag.measure(args, self.settings.app_id(stage), topics)
                 if found and all(each.lag == 0 for each in found.values()):
                     break
                 await self._revive()
                 assert time.monotonic() < deadline, f"{stage} does not catch up: {found}"
                 await asyncio.sleep(0.3)
+
+    async def lag(self, stage: str) -> int:
+        """How many records a store's stage has not committed yet, as the broker knows it."""
+        topics = [self.raw] if stage == "decode" else [self.settings.topics.decoded]
+        found = await lag.measure(kafka.client_args(self.settings), self.settings.app_id(stage), topics)
+        return sum(each.lag for each in found.values())
 
     async def _revive(self) -> None:
         """What a supervisor does: a worker whose watchdog has ended it is started again."""
@@ -178,7 +200,7 @@ class Pipeline:
                 await self.start(process.stage)
 
     async def check(self) -> check.Report:
-        """Compare the ledger with the database and the dead letters; fails when anything differs."""
+        """Compare the ledger with every store and the dead letters; fails when anything differs."""
         report = await check.compare(self.settings, self.ledger(), self.raw)
         assert report.ok, report
         return report
