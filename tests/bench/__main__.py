@@ -9,33 +9,67 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 import uvloop
 
-from deploy.local.files import default_cache
-from deploy.local.kafka import Kafka
-from deploy.local.postgres import Postgres
-from deploy.local.stack import Stack
+from deploy.local.files import ServerError, default_cache
+from deploy.local.stack import SERVERS, Stack
+from tests.bench.bench import FULL, QUICK, Bench, say
 from tests.bench.figures import Figure, table
-from tests.bench.parts import FULL, PARTS, QUICK, Bench, say
+from tests.bench.parts import PARTS, Part, chosen
+from tests.lab.stores import lab_of
+
+#: The servers are this far above the ports of `make run`, which are not the tests' either.
+PORTS_APART = 3_000
 
 
-async def measure(bench: Bench, names: list[str]) -> tuple[list[Figure], dict[str, str]]:
+def make_stack(folder: Path) -> Stack:
+    """The local stack, empty; none of its servers runs yet."""
+    cache = default_cache()
+    servers = []
+    for server in SERVERS:
+        kind: Any = server
+        ports = {role: port + PORTS_APART for role, port in kind.preferred.items()}
+        servers.append(kind(folder / kind.name, cache, ports=ports))
+    return Stack(folder, cache, servers=servers)
+
+
+def start(stack: Stack, stores: Iterable[str]) -> dict[str, str]:
+    """Start the broker and the servers of stores; why some of these stores cannot be measured."""
+    stack.up(["kafka"], on_progress=say)
+    absent: dict[str, str] = {}
+    for store in stores:
+        try:
+            stack.up([lab_of(store).server_name], on_progress=say)
+        except (ServerError, ImportError) as error:
+            absent[store] = str(error)
+            say(f"{store}: {error}")
+    return absent
+
+
+async def measure(
+    bench: Bench, parts: Mapping[str, Part], absent: Mapping[str, str]
+) -> tuple[list[Figure], dict[str, str]]:
     """Run parts; their figures, and why some have none."""
     figures: list[Figure] = []
     failures: dict[str, str] = {}
-    for name in names:
-        part, limit = PARTS[name]
+    for name, part in parts.items():
         begun = time.monotonic()
         say(f"{name} ...")
+        limit = asyncio.timeout(part.limit_s)
         try:
-            async with asyncio.timeout(limit):
-                figures += await part(bench)
+            if missing := [absent[store] for store in part.stores if store in absent]:
+                raise ServerError("; ".join(missing))
+            async with limit:
+                figures += await part.run(bench)
         except Exception as error:  # noqa: BLE001  the other parts are worth having
-            failures[name] = f"not measured within {limit:.0f} s" if isinstance(error, TimeoutError) else repr(error)
+            why = str(error) if isinstance(error, ServerError) else repr(error)
+            failures[name] = f"not measured within {part.limit_s:.0f} s" if limit.expired() else why
             say(f"  {failures[name]}")
         say(f"  {name} took {time.monotonic() - begun:.0f} s")
     return figures, failures
@@ -45,22 +79,24 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it runs, not how fast")
-    parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", help=", ".join(PARTS))
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help=f"store, latency, or one of {', '.join(PARTS)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()
-    names = [name for name in PARTS if not options.only or name in options.only]
+    try:
+        parts = chosen(options.only)
+    except ValueError as error:
+        parser.error(str(error))
     load = psutil.getloadavg()[0]
     if load > 0.5:
         say(f"the machine is not idle (load {load:.1f}): the figures will be lower than they could be")
     with tempfile.TemporaryDirectory(prefix="iotflow-bench-", ignore_cleanup_errors=True) as path:
-        folder, cache = Path(path), default_cache()
-        kafka = Kafka(folder / "kafka", cache, ports={"broker": 37092, "controller": 37093})
-        postgres = Postgres(folder / "postgres", cache, ports={"sql": 33432})
-        stack = Stack(folder / "stack", cache, servers=[kafka, postgres])
-        stack.up(on_progress=say)
+        stack = make_stack(Path(path) / "stack")
         try:
-            bench = Bench(kafka, postgres, folder, QUICK if options.quick else FULL)
-            figures, failures = uvloop.run(measure(bench, names))
+            absent = start(stack, dict.fromkeys(store for part in parts.values() for store in part.stores))
+            bench = Bench(stack, Path(path), QUICK if options.quick else FULL)
+            figures, failures = uvloop.run(measure(bench, parts, absent))
         finally:
             stack.down()
             for left in psutil.Process().children():  # a simulator whose part was given up

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import asyncpg
 import msgspec
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -17,8 +16,9 @@ from schemas import wire
 from schemas.decoding import Item
 from schemas.partition import partition_of
 from schemas.reading import Reading
-from sinks import timescale
+from sinks import registry
 from tests.bench.spec import BATCH, COMMIT_EVERY_S, Spec, given
+from tests.bench.stores import bare_of
 
 _FETCH_BYTES = 1024 * 1024
 _POLL_MS = 200
@@ -93,27 +93,30 @@ async def decode(spec: Spec) -> None:
         await asyncio.gather(*sent)
 
 
-async def store(spec: Spec, *, ahead: bool) -> None:
-    """The sink's own statements on one connection, batch after batch; rows made `ahead` of the loop or in it."""
-    settings: Any = spec.settings().sinks["timescale"]
-    sink = timescale.TimescaleSink(settings)
+async def store(spec: Spec, way: str) -> None:
+    """Batch after batch through a driver; encoded by the sink, in the loop or ahead of it, or by the driver."""
+    settings = spec.settings().sinks[spec.store]
+    sink = registry.load()[spec.store].Sink(settings)
+    kind = bare_of(spec.store)
+    assert kind is not None
+    client = kind(settings)
     batches = await readings(spec)
-    made = [sink.prepare(batch).payload for batch in batches] if ahead else []
-    columns = [column.name for column in timescale.COLUMNS if not column.derived]
-    upsert = timescale.upsert()
-    connection = await asyncpg.connect(**timescale.connect_args(settings))
-    await connection.execute(timescale.staging())
-    if ahead:
+    sizes = [(sink.prepare(batch).rows, len(batch)) for batch in batches]
+    made = [sink.prepare(batch).payload for batch in batches] if way == "ahead" else []
+    await client.open()
+    steps = (client.send(sink.prepare(batch).payload) for batch in batches)
+    if way == "ahead":
+        steps = (client.send(payload) for payload in made)
         batches = []
+    elif way == "public":
+        steps = (client.insert(batch) for batch in batches)
     gc.collect()
     gc.freeze()  # what was loaded beforehand must not be walked through again and again
     spec.ready.touch()
     await asyncio.sleep(1.0)
-    for payload in made if ahead else (sink.prepare(batch).payload for batch in batches):
-        async with connection.transaction():
-            await connection.copy_records_to_table(timescale.STAGING, records=payload, columns=columns)
-            await connection.execute(upsert)
-        spec.stored(len(payload))
+    for step, (rows, size) in zip(steps, sizes, strict=True):
+        await step
+        spec.stored(rows, size)
     await asyncio.Event().wait()  # so that what it cost can be read
 
 
@@ -154,9 +157,11 @@ async def main() -> None:
         case "bare-decode":
             await decode(spec)
         case "bare-store":
-            await store(spec, ahead=False)
+            await store(spec, "in the loop")
         case "bare-store-ahead":
-            await store(spec, ahead=True)
+            await store(spec, "ahead")
+        case "bare-store-public":
+            await store(spec, "public")
         case other:
             raise ValueError(other)
 

@@ -20,7 +20,7 @@ from app.transport import ChunkSchema
 from schemas import wire
 from schemas.partition import partition_of
 from schemas.reading import Reading
-from sinks import timescale
+from sinks import registry
 from tests.bench.spec import BATCH, Raw, Spec, given
 
 TAKE = 1000
@@ -49,7 +49,7 @@ def record(message: Any) -> Raw:
 def make(spec: Spec) -> faust.App:
     """The app of a contender."""
     settings = spec.settings()
-    stage = "store-timescale" if spec.database else "decode"
+    stage = registry.load()[spec.store].Settings.STAGE if spec.store else "decode"
     ours = spec.kind.startswith("ours")
     options = app_options(stage, settings) | {
         "id": spec.group,
@@ -144,7 +144,7 @@ def stock_decode(made: faust.App, spec: Spec) -> Any:
 def stock_store(made: faust.App, spec: Spec) -> Any:
     """The same sink, written once for each batch of `noack_take`."""
     del made
-    sink = timescale.TimescaleSink(spec.settings().sinks["timescale"])  # type: ignore[arg-type]
+    sink = registry.load()[spec.store].Sink(spec.settings().sinks[spec.store])
     opened = False
 
     async def agent(stream: Any) -> None:
@@ -156,7 +156,7 @@ def stock_store(made: faust.App, spec: Spec) -> Any:
             readings: list[Reading] = [wire.read(event.value) for event in events]
             prepared = sink.prepare(readings)
             await sink.write(prepared.payload)
-            spec.stored(prepared.rows)
+            spec.stored(prepared.rows, len(readings))
             for event in events:
                 event.ack()
 

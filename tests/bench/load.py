@@ -10,8 +10,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from app import lag
+from app.fleet import Fleet
 from app.produce import BATCH_BYTES
-from app.simulate import Fleet
 from schemas import wire
 from schemas.decoding import Item
 from schemas.partition import partition_of
@@ -20,6 +20,8 @@ from tests.bench.spec import Raw, Spec
 
 DEVICES = 1000
 PARTITIONS = 4
+#: Values of a reading.
+METRICS = 3
 _UNIQUE = 50_000
 _POLL_S = 0.2
 

@@ -46,7 +46,9 @@ class Spec(Struct):
     partitions: int = 4
     decoded: str = ""
     dead: str = ""
-    database: dict[str, str] = {}
+    #: The sink that stores, and the variables that lead to its place.
+    store: str = ""
+    place: dict[str, str] = {}
     #: Records to store, where the contender reads them all beforehand.
     count: int = 0
 
@@ -57,7 +59,7 @@ class Spec(Struct):
 
     @property
     def progress(self) -> Path:
-        """A line `epoch-seconds rows` for each batch stored."""
+        """A line `epoch-seconds rows readings` for each batch stored."""
         return Path(self.folder) / "progress"
 
     @property
@@ -75,7 +77,7 @@ class Spec(Struct):
                 "IOTFLOW_PARTITIONS": str(self.partitions),
                 "IOTFLOW_DATA_DIR": self.folder,
                 "IOTFLOW_SESSION_TIMEOUT": "6",
-                **self.database,
+                **self.place,
             }
         )
 
@@ -90,10 +92,10 @@ class Spec(Struct):
             max_message_bytes=settings.topics.max_message_bytes,
         )
 
-    def stored(self, rows: int) -> None:
+    def stored(self, rows: int, readings: int) -> None:
         """Tell that a batch was stored."""
         with self.progress.open("a") as file:
-            file.write(f"{time.time()} {rows}\n")
+            file.write(f"{time.time()} {rows} {readings}\n")
 
 
 def given() -> Spec:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,13 +24,14 @@ def rss_mb(pid: int) -> float:
 
 
 class Watch:
-    """Samples named processes and PostgreSQL's children inside the block; `shares` says who was busy when."""
+    """Samples named processes, and servers with all their children, inside the block; `shares` says who was busy."""
 
-    def __init__(self, pids: Mapping[str, int], postgres: int) -> None:
+    def __init__(self, pids: Mapping[str, int], servers: Mapping[str, Sequence[int]]) -> None:
         self._named = {name: psutil.Process(pid) for name, pid in pids.items()}
-        self._postgres = psutil.Process(postgres)
-        self._children: list[psutil.Process] = []
-        self._samples: list[tuple[float, dict[str | int, float]]] = []
+        self._roots = {name: [psutil.Process(pid) for pid in roots] for name, roots in servers.items()}
+        #: The servers' processes, with the server that each is of.
+        self._parts: dict[psutil.Process, str] = {}
+        self._samples: list[tuple[float, dict[str | psutil.Process, float]]] = []
         self._task: asyncio.Task[None] | None = None
         #: The most that each named process had, in MB.
         self.peak_mb: dict[str, float] = dict.fromkeys(pids, 0.0)
@@ -49,35 +50,46 @@ class Watch:
         refresh = 0.0
         while True:
             if time.monotonic() >= refresh:
-                self._children = self._postgres.children()
+                self._find()
                 refresh = time.monotonic() + _CHILDREN_EVERY_S
             self._sample()
             await asyncio.sleep(_EVERY_S)
 
+    def _find(self) -> None:
+        for name, roots in self._roots.items():
+            for root in roots:
+                with suppress(psutil.Error):
+                    self._parts |= dict.fromkeys((root, *root.children(recursive=True)), name)
+
     def _sample(self) -> None:
-        found: dict[str | int, float] = {}
+        found: dict[str | psutil.Process, float] = {}
         for name, process in self._named.items():
             with suppress(psutil.Error):
                 found[name] = _cpu(process)
                 self.peak_mb[name] = max(self.peak_mb[name], process.memory_info().rss / 1e6)
-        for child in self._children:
+        for part in self._parts:
             with suppress(psutil.Error):
-                found[child.pid] = _cpu(child)
+                found[part] = _cpu(part)
         self._samples.append((time.time(), found))
 
     def used(self, start: float, end: float) -> dict[str, float]:
-        """CPU seconds between two times (epoch) by name; `backend` is PostgreSQL's busiest process."""
+        """CPU seconds between two times (epoch) by name; `backend` is the servers' busiest single process."""
         before, after = self._at(start), self._at(end)
-        grown = {who: after[who] - before.get(who, 0.0) for who in after}
-        children = [spent for who, spent in grown.items() if isinstance(who, int)]
-        named = {who: spent for who, spent in grown.items() if isinstance(who, str)}
-        return {**named, "backend": max(children, default=0.0), "postgres": sum(children)}
+        used: dict[str, float] = {**dict.fromkeys(self._roots, 0.0), "backend": 0.0}
+        for who, spent in after.items():
+            grown = spent - before.get(who, 0.0)
+            if isinstance(who, str):
+                used[who] = grown
+            else:
+                used[self._parts[who]] += grown
+                used["backend"] = max(used["backend"], grown)
+        return used
 
     def shares(self, start: float, end: float) -> dict[str, float]:
         """The same as a share of one core."""
         return {who: spent / (end - start) for who, spent in self.used(start, end).items()}
 
-    def _at(self, moment: float) -> dict[str | int, float]:
+    def _at(self, moment: float) -> dict[str | psutil.Process, float]:
         """CPU seconds of each at a moment, interpolated between samples."""
         samples = self._samples
         if not samples:

@@ -20,6 +20,8 @@ from deploy.local.ports import choose
 from sinks import registry
 from tests.lab.apps import unique, until
 
+#: Another test session on this machine looks elsewhere.
+_PORTS = 40_000 + os.getpid() % 60 * 100
 ROOT = Path(__file__).parents[2]
 PATH = os.environ["PATH"]  # noqa: TID251  what a child process needs to run at all
 
@@ -134,7 +136,7 @@ class Pipeline:
 
     async def start(self, stage: str, **more: str) -> Process:
         """Start a worker; does not wait for it to be ready."""
-        port = choose(41000, self._ports)
+        port = choose(_PORTS, self._ports)
         self._ports.add(port)
         env = {**self.env, "IOTFLOW_STAGE": stage, "IOTFLOW_WEB_PORT": str(port), **more}
         with (self.folder / f"{stage}-{port}.log").open("ab") as log:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from schemas.reading import EXACT_INTEGER, Reading, RejectedError
 from sinks.base import out_of_type, without_nulls
-from sinks.iotdb_rpc import BOOLEAN, DOUBLE, FLOAT, FORMAT, INT32, INT64, LENGTH, TEXT
+from sinks.iotdb.rpc import BOOLEAN, DOUBLE, FLOAT, FORMAT, INT32, INT64, LENGTH, TEXT
 from sinks.meta import META, meta_text
 
 #: Before the name of a measurement, which so cannot be taken for a metric.
@@ -21,7 +21,8 @@ _NO_CHANNEL: Final = "_"
 _ESCAPED: Final = "="
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n"})
 _UNESCAPES: Final = {"\\\\": "\\", "\\t": "\t", "\\n": "\n"}
-#: What the server refuses even between back-ticks. It compares without case as Java does, so with the Turkish i's.
+#: What the server refuses even between back-ticks, or takes and then fails on (root). It compares without case as Java
+#: does, so with the Turkish i's.
 _REFUSED: Final = re.compile(r".*[\t\n].*|t[i\u0130\u0131]me(?:stamp)?|root", re.IGNORECASE | re.DOTALL)
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NODE: Final = re.compile(r"`((?:[^`]|``)*)`|([^.`]+)")

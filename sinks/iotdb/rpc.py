@@ -145,7 +145,7 @@ class Link:
             opened = await self._ask("openSession", request)
             self._session = opened.sessionId
             self._statement = await self._ask("requestStatementId", self._session)
-        except asyncio.IncompleteReadError as error:
+        except (asyncio.IncompleteReadError, ConnectionResetError) as error:
             raise ConnectionError(
                 "the server hung up: are IOTDB_SSL and IOTDB_RPC_COMPRESSION as it has them?"
             ) from error
