@@ -38,6 +38,8 @@ class Options(Struct, frozen=True):
     folder: Path
     load: Sequence[str]
     run_for: float | None
+    #: The user's own variables, by which a server is told from one that the user has.
+    own: Mapping[str, str] = {}
     coming: Mapping[str, str] = {}
 
 
@@ -65,8 +67,9 @@ class Demo:
         async with kafka.admin(self.settings) as admin:
             await topics.apply(admin, await topics.plan(admin, topics.wanted(self.settings)))
         for store in self.settings.stores:
-            if store not in self.options.coming.values():
-                await self._apply_schema(store)
+            if store not in self.options.coming.values() and (flaw := await self._apply_schema(store)):
+                # A server of the user's own that is away: its stage waits for it like any other.
+                self.console.print(f"{store}: {flaw}", style="yellow", soft_wrap=True, markup=False)
         self.folder.mkdir(parents=True)
         for old in sorted(self.options.folder.iterdir())[:-_KEEP_RUNS]:
             shutil.rmtree(old, ignore_errors=True)
@@ -75,9 +78,17 @@ class Demo:
             ports[name] = choose(self.settings.port(name), ports.values())
         self.watch = Watch(ports)
 
-    async def _apply_schema(self, store: str) -> None:
-        for note in await registry.load()[store].apply_schema(self.settings.sinks[store]):
-            self.console.print(f"{store}: {note}", style="dim", soft_wrap=True)
+    async def _apply_schema(self, store: str) -> str:
+        """Make a store's tables; what went wrong, in words that help, or ''."""
+        module, settings = registry.load()[store], self.settings.sinks[store]
+        try:
+            notes = await module.apply_schema(settings)
+        except Exception as error:  # noqa: BLE001  the sink says what it means
+            verdict = module.Sink(settings).classify(error)
+            return getattr(verdict, "remedy", "") or f"{type(error).__name__}: {error}"
+        for note in notes:
+            self.console.print(f"{store}: {note}", style="dim", soft_wrap=True, markup=False)
+        return ""
 
     async def run(self) -> int:
         """Run, show and check; the exit code."""
@@ -102,11 +113,16 @@ class Demo:
                     task.cancel()
                 await asyncio.gather(*coming)
             self.console.print("waiting until everything is stored ...", style="dim")
-            caught_up = await self._caught_up()
+            # Whoever has asked for the end already has to ask once more to end this, too.
+            patience = asyncio.create_task(supervisor.stopped()) if stop.done() else stop
+            caught_up = await self._caught_up(patience)
             await self._look()
+        self.faulty |= not sent.get("sent")
+        self.ledger.touch()  # the simulator may not have come as far
         report = await check.compare(self.settings, self.ledger, since=since)
-        self._summary(sent, report, caught_up=caught_up)
-        return 0 if report.ok and caught_up and not self.faulty else 1
+        good = report.ok and caught_up and not self.faulty
+        self._summary(sent, report, good=good, caught_up=caught_up)
+        return 0 if good else 1
 
     async def _load(self, stop: "asyncio.Future[None]") -> dict[str, Any]:
         """Let the fleets send until it is time; what they say they have sent."""
@@ -118,12 +134,15 @@ class Demo:
         )
         output = asyncio.create_task(simulator.communicate())
         deadline = None if self.options.run_for is None else self.started + self.options.run_for
-        await self._show(stop, output, deadline)
-        if simulator.returncode is None:
-            simulator.terminate()
-        elif not stop.done():
-            self.console.print("the simulator ended early", style="red")
-        said, _ = await output
+        try:
+            await self._show(stop, output, deadline)
+        finally:
+            if simulator.returncode is None:
+                simulator.terminate()
+            elif not stop.done():
+                self.faulty = True
+                self.console.print("the simulator ended early", style="red")
+            said, _ = await output
         return dict(msgspec.json.decode(said)) if said else {}
 
     async def _arrive(self, server: str, store: str, running: supervisor.Supervisor) -> None:
@@ -131,7 +150,7 @@ class Demo:
         stage = self.settings.sinks[store].STAGE
         process = await asyncio.create_subprocess_exec(
             *(*_IOTFLOW, "stack", "up", "--only", server),
-            env=dict(self.env),
+            env=dict(self.options.own),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -143,15 +162,16 @@ class Demo:
                 said.append(line.decode(errors="replace").rstrip())
                 self.watch.notes[stage] = said[-1].removeprefix(f"{server}: ")
             code = await process.wait()
-            if code == 0:
-                await self._apply_schema(store)
+            flaw = "\n".join(said[-20:]) if code else await self._apply_schema(store)
+            if not flaw:
                 return
             self.faulty |= code != UNAVAILABLE
-            reason = "\n".join(said[-20:])
+            reason = flaw
         except asyncio.CancelledError:
             # The end of the run, which is no fault: what is built so far is kept.
-            process.terminate()
-            await process.wait()
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
             reason = f"{server}: was still coming when the run was stopped; the next run goes on from there"
         finally:
             self.watch.notes.pop(stage, None)
@@ -205,8 +225,8 @@ class Demo:
             f"logs and ledger in {self.folder}; Ctrl-C stops and checks",
         )
 
-    async def _caught_up(self) -> bool:
-        """Wait until every stage has committed to the end of its topics."""
+    async def _caught_up(self, stop: "asyncio.Future[None]") -> bool:
+        """Wait until every stage has committed to the end of its topics, or somebody has had enough."""
         args = kafka.client_args(self.settings)
         deadline = time.monotonic() + _CATCH_UP_S
         for name in self.names:
@@ -215,24 +235,16 @@ class Demo:
                 found = await lag.measure(args, self.settings.app_id(name), reads)
                 if found and all(each.lag == 0 for each in found.values()):
                     break
-                if time.monotonic() > deadline:
+                if stop.done() or time.monotonic() > deadline:
                     return False
                 await asyncio.sleep(0.5)
         return True
 
-    def _summary(self, sent: Mapping[str, Any], report: check.Report, *, caught_up: bool) -> None:
-        table = Table(title="what was sent, and where it is", title_justify="left")
-        for column in ("", "expected", "found", "missing", "different", "unexpected"):
-            table.add_column(column, justify="left" if not column else "right")
+    def _summary(self, sent: Mapping[str, Any], report: check.Report, *, good: bool, caught_up: bool) -> None:
         findings = {**report.stores, "dead letters": report.letters}
+        self.console.print(_table(findings))
         for name, finding in findings.items():
-            held = finding.expected - finding.missing
-            cells = (finding.expected, held, finding.missing, finding.different, finding.unexpected)
-            table.add_row(name, *(f"{cell:,}" for cell in cells))
-        self.console.print(table)
-        for name, finding in findings.items():
-            for example in finding.examples:
-                self.console.print(f"{name}: {example}", style="red", markup=False)
+            self._remark(name, finding)
         for name, reason in self.absent.items():
             self.console.print(f"{name} was left out. {reason}", style="yellow", soft_wrap=True, markup=False)
         first = "no rows" if self.first_rows_s is None else f"first rows after {self.first_rows_s:.1f} s"
@@ -243,6 +255,24 @@ class Demo:
             self.console.print(f"{name}: received to durable in the last {WINDOW_S:.0f} s: {lately}", soft_wrap=True)
         if not caught_up:
             self.console.print(f"the stages did not catch up; see the logs in {self.folder}", style="red")
-        good = report.ok and caught_up
         verdict = "every good reading is stored exactly once, every bad one is a dead letter"
         self.console.print(verdict if good else "NOT as sent: see above", style="green" if good else "bold red")
+
+    def _remark(self, name: str, finding: check.Finding) -> None:
+        for example in finding.examples:
+            self.console.print(f"{name}: {example}", style="red", markup=False)
+        if finding.repeated:
+            self.console.print(f"{name}: {finding.repeated:,} were sent again, under the same id")
+        if finding.together:
+            self.console.print(f"{name}: {finding.together:,} fell on the same instant as another", style="yellow")
+
+
+def _table(findings: Mapping[str, check.Finding]) -> Table:
+    table = Table(title="what was sent, and where it is", title_justify="left")
+    for column in ("", "expected", "found", "missing", "different", "unexpected"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, finding in findings.items():
+        held = finding.expected - finding.missing
+        cells = (finding.expected, held, finding.missing, finding.different, finding.unexpected)
+        table.add_row(name, *(f"{cell:,}" for cell in cells))
+    return table

@@ -57,10 +57,11 @@ class Watch:
     async def look(self) -> None:
         """Ask them all."""
         async with _client() as get:
-            for name, port in self.ports.items():
+            for name, port in tuple(self.ports.items()):
                 text = await get(f"http://127.0.0.1:{port}/metrics")
-                self.seen[name] = read(text) if text else Worker()
-                self._remember(name)
+                if name in self.ports:  # it may have been left out meanwhile
+                    self.seen[name] = read(text) if text else Worker()
+                    self._remember(name)
 
     def _remember(self, name: str) -> None:
         """Keep the latency counts of the last while: those of the start would hide how it runs now."""

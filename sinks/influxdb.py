@@ -138,6 +138,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 #: InfluxDB counts nanoseconds in 64 bits: the years 1677 to 2262.
 _LAST_US: Final = (2**63 - 1) // 1000
+#: Longer names of devices and channels are not remembered, so that hostile ones cannot fill the memory.
+_REMEMBERED_CHARS: Final = 512
 _META_FIELD: Final = f"{META}="
 
 
@@ -184,7 +186,9 @@ class Lines:
         time = (reading.time - _EPOCH) // _MICROSECOND
         if not -_LAST_US <= time <= _LAST_US:
             raise RejectedError("bad_timestamp", f"{reading.time.isoformat()} is outside InfluxDB's years 1677 to 2262")
-        return f"{self._head(measurement, reading.device_id, reading.channel, promoted)}{','.join(fields)} {time}"
+        device, channel = reading.device_id, reading.channel
+        head = self._head if len(device) + len(channel) <= _REMEMBERED_CHARS else self._head.__wrapped__
+        return f"{head(measurement, device, channel, promoted)}{','.join(fields)} {time}"
 
 
 def _value(metric: str, value: Value, integer: str | None) -> str:
@@ -270,8 +274,9 @@ class InfluxSink:
     """`sinks.base.Sink` for InfluxDB 2.x; 3 can be written to, which was not tried on a real server.
 
     Every name is stored, in a form of ours where line protocol has none (`_stored`). A null is not stored, and does
-    not take away a value that is. Limits: measurement, tags and metric together 65,535 bytes, a text 1 MiB, the years
-    1677 to 2262; a metric has one type in all of a measurement; integers beyond 2^53 need an INT32 or INT64 override.
+    not take away a value that is; nor does a reading without `_meta` take away that of an earlier one of its instant.
+    Limits: measurement, tags and metric together 65,535 bytes, a text 1 MiB, the years 1677 to 2262; a metric has one
+    type in all of a measurement; integers beyond 2^53 need an INT32 or INT64 override.
     """
 
     name = "influxdb"

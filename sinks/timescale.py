@@ -70,6 +70,9 @@ class Settings(SinkSettings):
         return self
 
 
+#: Seconds that giving a connection back may take; then it is cut.
+_RELEASE_S: Final = 5.0
+
 Row = tuple[datetime, str, str, str, str, float | None, int | None, str | None, bool | None, str, str, str]
 
 
@@ -223,7 +226,8 @@ class TimescaleSink:
             await asyncio.wait([task])
             raise
         finally:
-            await pool.release(connection)
+            # It resets the connection, which a server that stands still keeps waiting just so.
+            await pool.release(connection, timeout=_RELEASE_S)
 
     async def probe(self) -> None:
         """Run the upsert on an empty staging table: connection, table and rights as a write needs them."""

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging.config
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -65,6 +66,8 @@ def command(run_for: float | None, fleets: Sequence[str], *, keep: bool, **load:
     stack = Stack()
     own = environment()
     was_up = bool(stack.environment())
+    # Ended from outside, it still stops what it has started.
+    signal.signal(signal.SIGTERM, _terminated)
 
     def tell(text: str) -> None:
         console.print(text, style="dim", markup=False, soft_wrap=True)
@@ -75,7 +78,7 @@ def command(run_for: float | None, fleets: Sequence[str], *, keep: bool, **load:
         logging.config.dictConfig(logs.config(settings, "demo"))
         flags = [text for fleet in fleets for text in ("--fleet", fleet)]
         flags += [text for name, value in load.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        options = Options(Path(".iotflow/runs"), flags, run_for, coming)
+        options = Options(Path(".iotflow/runs"), flags, run_for, own, coming)
         code = asyncio.run(Demo(settings, env, options, console).run())
     except (ServerError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
@@ -83,6 +86,11 @@ def command(run_for: float | None, fleets: Sequence[str], *, keep: bool, **load:
         if not was_up and not keep:
             stack.down(on_progress=tell)
     sys.exit(code)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    del frame
+    sys.exit(128 + number)
 
 
 def _servers(

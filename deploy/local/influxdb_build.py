@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from deploy.local.files import UnavailableError, locked, tail
+from deploy.local.files import ServerError, UnavailableError, locked, tail
 from deploy.local.process import uninterrupted
 from deploy.local.server import Progress
 
@@ -136,7 +136,7 @@ class Build:
             while (code := _code(child, _ALIVE_S)) is None:
                 self.on_progress(f"{what}: {time.monotonic() - begun:.0f} s")
         if code != 0:
-            raise UnavailableError(f"influxdb: {what} failed.\nThe end of {self.log}:\n{tail(self.log)}\n{INSTEAD}")
+            raise ServerError(f"influxdb: {what} failed.\nThe end of {self.log}:\n{tail(self.log)}\n{INSTEAD}")
 
 
 def _need_tools() -> None:

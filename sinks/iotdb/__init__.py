@@ -68,6 +68,7 @@ class Settings(SinkSettings):
     ssl_ca: FilePath | None = Field(None, description="certificates to trust instead of the system's")
     ssl_cert: FilePath | None = Field(None, description="client certificate")
     ssl_key: FilePath | None = Field(None, description="key of the client certificate")
+    ssl_key_password: SecretStr | None = Field(None, description="password of that key")
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
@@ -87,6 +88,8 @@ _MICROS: Final = {"ms": 1000, "us": 1}
 _LIMIT: Final = 2**63
 #: Devices whose last instant is remembered, to see collisions.
 _REMEMBERED: Final = 65536
+#: Longer names of devices and channels are not remembered, so that hostile ones cannot fill the memory.
+_REMEMBERED_CHARS: Final = 512
 #: Devices of one query: the memory that the server has for one would not do for all.
 _COUNTED_AT_ONCE: Final = 200
 #: Rows of a page of a scan.
@@ -105,9 +108,10 @@ class Payload(Struct, frozen=True):
 class IoTDBSink:
     """`sinks.base.Sink` for Apache IoTDB 1.3 or newer.
 
-    Limits: integers beyond 2^53 need an INT32 or INT64 override; a null does not replace a stored value; of two
-    readings of one device, measurement, channel and time the later one's units, tags and flags are kept for both; of
-    a reading that the server refuses for one value, it may store the others.
+    Limits: integers beyond 2^53 need an INT32 or INT64 override; a null does not replace a stored value; two readings
+    of one device, measurement, channel and time share their `_meta`, the later one's that has any; of a reading that
+    the server refuses for one value, it may store the others; a write that is given up when all of it has been sent is
+    carried out all the same.
     """
 
     name = "iotdb"
@@ -120,7 +124,7 @@ class IoTDBSink:
         self._instants: dict[str, tuple[int, datetime]] = {}
         self._precision = "us"
         self._link: Link | None = None
-        self._path = lru_cache(maxsize=65536)(self._new_path)
+        self._known_path = lru_cache(maxsize=32_768)(self._new_path)
 
     async def open(self) -> None:
         """Connect. Raises what `classify` knows."""
@@ -211,6 +215,10 @@ class IoTDBSink:
         named = (("insertRecords", records), ("insertTablets", tablets))
         return [(name, request) for name, request in named if request.prefixPaths]
 
+    def _path(self, device: str, measurement: str, channel: str) -> str:
+        short = len(device) + len(channel) <= _REMEMBERED_CHARS
+        return (self._known_path if short else self._new_path)(device, measurement, channel)
+
     def _new_path(self, device: str, measurement: str, channel: str) -> str:
         path = device_path(device, measurement, channel, self.settings.default_measurement)
         return f"{self.settings.database}.{path}"
@@ -251,6 +259,8 @@ class IoTDBSink:
             return _classify(error, self.settings)
         if isinstance(error, ssl.SSLCertVerificationError):
             return Fatal(f"the certificate of {self.settings.host} is not trusted ({error}): set IOTDB_SSL_CA")
+        if isinstance(error, CertificateFilesError):
+            return Fatal(f"{error}: they are PEM files, and IOTDB_SSL_KEY_PASSWORD opens a key")
         if isinstance(error, UnicodeEncodeError):
             return Reject(Rejected("bad_value", f"{type(error).__name__}: {error}"))
         return Retry(f"{type(error).__name__}: {error}")
@@ -389,13 +399,26 @@ def _grant(settings: Settings) -> str:
     return f"GRANT {rights} ON {settings.database}.** TO USER {settings.user}"
 
 
-def address(settings: Settings) -> Address:
-    """How to reach the server."""
-    context = None
-    if settings.ssl:
+class CertificateFilesError(Exception):
+    """A file with a certificate or a key cannot be used."""
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    try:
         context = ssl.create_default_context(cafile=settings.ssl_ca)
         if settings.ssl_cert is not None:
-            context.load_cert_chain(settings.ssl_cert, settings.ssl_key)
+            # Without a password OpenSSL would ask for one at the terminal.
+            password = settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
+            context.load_cert_chain(settings.ssl_cert, settings.ssl_key, password)
+    except OSError as error:  # ssl.SSLError is one
+        what = "IOTDB_SSL_CA, IOTDB_SSL_CERT and IOTDB_SSL_KEY"
+        raise CertificateFilesError(f"{what} do not work ({error})") from error
+    return context
+
+
+def address(settings: Settings) -> Address:
+    """How to reach the server. Raises `CertificateFilesError`."""
+    context = _tls(settings) if settings.ssl else None
     return Address(
         host=settings.host,
         port=settings.port,

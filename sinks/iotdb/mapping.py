@@ -28,15 +28,21 @@ _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NODE: Final = re.compile(r"`((?:[^`]|``)*)`|([^.`]+)")
 _BY_NAME: Final = {"INT32": INT32, "INT64": INT64, "FLOAT": FLOAT}
 _BY_CLASS: Final[Mapping[type, int]] = {float: DOUBLE, int: DOUBLE, bool: BOOLEAN, str: TEXT}
+#: Sets of metrics and types that are remembered; a hostile one may be large.
+_COMBINATIONS: Final = 512
 _TYPE_AND_LENGTH: Final = struct.Struct(">Bi")
 _MAX_FLOAT: Final = struct.unpack(">f", b"\x7f\x7f\xff\xff")[0]
 
 
-def _node(name: str, *, taken: bool = False) -> str:
-    """A name as one node of a path; `taken` when it means something else as it stands."""
+def _escaped(name: str, *, taken: bool = False) -> str:
+    """A name that stands for itself and nothing else; `taken` when it means something else as it is."""
     if taken or name.startswith(_ESCAPED) or _REFUSED.fullmatch(name):
-        name = _ESCAPED + name.translate(_ESCAPES)
-    return name if _PLAIN.fullmatch(name) else f"`{name.replace('`', '``')}`"
+        return _ESCAPED + name.translate(_ESCAPES)
+    return name
+
+
+def _ticked(node: str) -> str:
+    return node if _PLAIN.fullmatch(node) else f"`{node.replace('`', '``')}`"
 
 
 def name_of(node: str) -> str:
@@ -49,14 +55,15 @@ def name_of(node: str) -> str:
 def device_path(device: str, measurement: str, channel: str, default_measurement: str) -> str:
     """The path, below the database, of the IoTDB device for a device, measurement and channel."""
     if measurement == default_measurement and not channel:
-        return _node(device)
-    last = _node(channel, taken=channel == _NO_CHANNEL) if channel else _NO_CHANNEL
-    return f"{_node(device)}.{_node(_MEASUREMENT + measurement)}.{last}"
+        return _ticked(_escaped(device))
+    # The sign before a measurement stays outside of its escape, where no metric's node has it.
+    last = _escaped(channel, taken=channel == _NO_CHANNEL) if channel else _NO_CHANNEL
+    return ".".join(map(_ticked, (_escaped(device), _MEASUREMENT + _escaped(measurement), last)))
 
 
 def series_node(metric: str) -> str:
     """The last node of the path of a metric's series."""
-    return _node(metric, taken=metric.startswith(_MEASUREMENT) or metric == META)
+    return _ticked(_escaped(metric, taken=metric.startswith(_MEASUREMENT) or metric == META))
 
 
 def quoted(path: str) -> str:
@@ -75,8 +82,8 @@ def identity_of(nodes: Sequence[str], default_measurement: str) -> tuple[str, st
     match nodes:
         case [device]:
             return name_of(device), "", default_measurement
-        case [device, measurement, channel] if name_of(measurement).startswith(_MEASUREMENT):
-            return name_of(device), "" if channel == _NO_CHANNEL else name_of(channel), name_of(measurement)[1:]
+        case [device, measurement, channel] if measurement.startswith(_MEASUREMENT):
+            return name_of(device), "" if channel == _NO_CHANNEL else name_of(channel), name_of(measurement[1:])
     return None
 
 
@@ -135,7 +142,7 @@ _CELL: Final[Sequence[Callable[[Any], bytes]]] = (
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_COMBINATIONS)
 def columns_of(nodes: tuple[str, ...], kinds: tuple[int, ...]) -> Columns:
     """The one object for a combination of series and their types."""
     return Columns(nodes, kinds)
@@ -166,7 +173,7 @@ class Rows:
 
     def __init__(self, types: Mapping[str, str]) -> None:
         self._types = types
-        self._plan = lru_cache(maxsize=4096)(self._new_plan)
+        self._plan = lru_cache(maxsize=_COMBINATIONS)(self._new_plan)
 
     def row(self, reading: Reading) -> Row | None:
         """None where there is nothing to say. Raises `RejectedError` where a type cannot hold its value."""

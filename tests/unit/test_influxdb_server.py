@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from deploy.local import influxdb_build
-from deploy.local.files import UnavailableError
+from deploy.local.files import ServerError, UnavailableError
 from deploy.local.influxdb import InfluxDB, Tls
 from deploy.local.influxdb_build import TOOLS, Build
 from deploy.local.stack import Stack
@@ -134,7 +134,7 @@ def test_a_failed_step_shows_the_end_of_the_log(bench: Bench) -> None:
     """The error has the step, the tool's last words and the way out; what was built until then is kept."""
     bench.play_all()
     bench.play("cargo", "echo 'error: no space left' >&2; exit 101")
-    with pytest.raises(UnavailableError, match=r"(?s)building libflux failed.*no space left.*set INFLUXDB_URL"):
+    with pytest.raises(ServerError, match=r"(?s)building libflux failed.*no space left.*set INFLUXDB_URL"):
         bench.build.run()
     assert (bench.build._folder / "modules").exists()
     assert not bench.build.binary.exists()
