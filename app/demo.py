@@ -162,7 +162,11 @@ class Demo:
                 said.append(line.decode(errors="replace").rstrip())
                 self.watch.notes[stage] = said[-1].removeprefix(f"{server}: ")
             code = await process.wait()
-            flaw = "\n".join(said[-20:]) if code else await self._apply_schema(store)
+            flaw = (
+                "\n".join(line.removeprefix("Error: ") for line in said[-20:])
+                if code
+                else await self._apply_schema(store)
+            )
             if not flaw:
                 return
             self.faulty |= code != UNAVAILABLE
