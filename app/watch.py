@@ -163,9 +163,12 @@ def _quantiles(buckets: Mapping[float, float]) -> tuple[str, str, str]:
         counts.append(total - below)
         below = total
     found = [quantile(bounds, counts, q) if below else None for q in (0.5, 0.95, 0.99)]
-    p50, p95, p99 = ("" if value is None else _duration(value) for value in found)
+    p50, p95, p99 = ("" if value is None else _duration(value, bounds[-1]) for value in found)
     return p50, p95, p99
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float, most: float) -> str:
+    """For a person; what is above `most`, the last bound of the buckets, is not told apart."""
+    if seconds >= most:
+        return f"> {most:.0f} s"
     return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"  # noqa: PLR2004  read at a glance

@@ -65,6 +65,17 @@ def test_each_stage_has_its_row_and_a_note_beside_its_breaker() -> None:
     assert float(p99.split()[0]) == pytest.approx(400, abs=200)
 
 
+def test_a_latency_above_the_last_bucket_is_said_to_be_more() -> None:
+    """An old backlog is not "300 s" old."""
+    telemetry = Telemetry("store-timescale", "timescale")
+    telemetry.durable(5000.0, 10)
+    watch = Watch({"store-timescale": 1})
+    watch.seen["store-timescale"] = read(telemetry.render()[0].decode())
+    watch._remember("store-timescale")
+
+    assert all(latency.startswith("> ") for latency in watch.latencies("store-timescale"))
+
+
 def test_a_lag_in_time_is_said_when_it_is_worth_a_word() -> None:
     """A batch on its way is no lag."""
     assert "5" == Worker(lag=5, oldest_s=0.5).behind
