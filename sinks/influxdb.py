@@ -228,6 +228,8 @@ class AnswerError(Exception):
             said = msgspec.json.decode(body, type=dict)
         self.status = status
         self.words = str(said.get("message") or said.get("error") or "")
+        #: InfluxDB 2's own; what stands in front of it may answer with JSON, too.
+        self.code = str(said.get("code") or "")
         self.headers = headers or {}
         super().__init__(f"HTTP {status}: {(self.words or body[:_SAID_CHARS].decode(errors='replace'))[:_SAID_CHARS]}")
 
@@ -494,6 +496,10 @@ def refused_lines(answer: AnswerError, lines: Sequence[str]) -> dict[int, Reject
     return refused
 
 
+#: The longest that a server's own wish to be left alone is heeded, in seconds.
+_PATIENCE_S: Final = 60.0
+
+
 def _classify_answer(answer: AnswerError, settings: Settings) -> Verdict:
     status = answer.status
     place = f"bucket {settings.bucket!r} of {settings.org!r} at {settings.url}"
@@ -508,11 +514,12 @@ def _classify_answer(answer: AnswerError, settings: Settings) -> Verdict:
         return Fatal(f"{fatal} ({answer})")
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return Retry(str(answer), smaller=True)
-    # 201 is how some InfluxDB 3 say that they stored a part of it.
-    if status in {201, 400, 422} and answer.words:
+    # 201 is how some InfluxDB 3 say that they stored a part of it; a code is what no gateway's own JSON has.
+    ours = status == HTTPStatus.CREATED or answer.code or settings.version == "3"
+    if status in {201, 400, 422} and answer.words and ours:
         return Reject(Rejected("refused", str(answer)))
     after = answer.headers.get("Retry-After", "")
-    return Retry(str(answer), after_s=float(after) if after.isdecimal() else None)
+    return Retry(str(answer), after_s=min(float(after), _PATIENCE_S) if after.isdecimal() else None)
 
 
 async def apply_schema(settings: Settings) -> list[str]:

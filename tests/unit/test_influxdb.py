@@ -192,6 +192,8 @@ def said(words: str) -> bytes:
         (influxdb.ssl.SSLCertVerificationError("self-signed"), "INFLUXDB_SSL_CA"),
         (AnswerError(400, said("unable to parse 'x': missing fields")), Reject),
         (AnswerError(400, b"<html>The plain HTTP request was sent to HTTPS port"), Retry),
+        (AnswerError(400, b'{"message":"the gateway does not know this host"}'), Retry),
+        (AnswerError(429, said("slow"), {"Retry-After": "86400"}), Retry("HTTP 429: slow", after_s=60.0)),
         (AnswerError(422, said(CONFLICT)), Reject),
         (AnswerError(201, b'{"error":"partial write"}'), Reject),
         (AnswerError(200, b"<html>welcome"), Retry),
