@@ -20,8 +20,9 @@ from tests.lab.stores import StoreLab, lab_of
 
 REQUIRED = bool(os.environ.get("IOTFLOW_REQUIRE_SERVERS"))  # noqa: TID251  the tests' own switch
 FOLDER = Path(__file__).parent.parent / ".iotflow" / "test"
-#: The tests' servers are this far above the ports of `make run`.
-PORTS_APART = 10_000
+#: The tests' servers are this far below the ports of `make run`: above, a system takes ports for outgoing connections,
+#: and a server that a test has stopped would not get its own back.
+PORTS_BELOW = 10_000
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     servers = []
     for server in SERVERS:
         kind: Any = server
-        ports = {role: port + PORTS_APART for role, port in kind.preferred.items()}
+        ports = {role: port - PORTS_BELOW for role, port in kind.preferred.items()}
         servers.append(kind(folder / kind.name, cache, ports=ports))
     stack = Stack(folder, cache, servers=servers)
     yield stack

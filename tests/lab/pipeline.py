@@ -20,8 +20,8 @@ from deploy.local.ports import choose
 from sinks import registry
 from tests.lab.apps import unique, until
 
-#: Another test session on this machine looks elsewhere.
-_PORTS = 40_000 + os.getpid() % 60 * 100
+#: Below the ports of outgoing connections; another test session on this machine looks elsewhere.
+_PORTS = 20_000 + os.getpid() % 40 * 100
 ROOT = Path(__file__).parents[2]
 PATH = os.environ["PATH"]  # noqa: TID251  what a child process needs to run at all
 
