@@ -126,12 +126,15 @@ class Demo:
 
     async def _load(self, stop: "asyncio.Future[None]") -> dict[str, Any]:
         """Let the fleets send until it is time; what they say they have sent."""
-        simulator = await asyncio.create_subprocess_exec(
-            *(*_IOTFLOW, "simulate", *self.options.load, "--ledger", str(self.ledger), "--json"),
-            env=dict(self.env),
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        complaints = self.folder / "simulate.log"
+        with complaints.open("wb") as file:  # not the terminal, which the view has
+            simulator = await asyncio.create_subprocess_exec(
+                *(*_IOTFLOW, "simulate", *self.options.load, "--ledger", str(self.ledger), "--json"),
+                env=dict(self.env),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+            )
         output = asyncio.create_task(simulator.communicate())
         deadline = None if self.options.run_for is None else self.started + self.options.run_for
         try:
@@ -141,7 +144,7 @@ class Demo:
                 simulator.terminate()
             elif not stop.done():
                 self.faulty = True
-                self.console.print("the simulator ended early", style="red")
+                self.console.print(f"the simulator ended early; see {complaints}", style="red", soft_wrap=True)
             said, _ = await output
         return dict(msgspec.json.decode(said)) if said else {}
 
