@@ -16,9 +16,9 @@ from rich.live import Live
 from rich.table import Table
 
 from app import check, kafka, lag, stages, supervisor, topics
-from app.cli.stack import UNAVAILABLE
 from app.settings import Settings
 from app.watch import WINDOW_S, Watch
+from deploy.local.files import UnavailableError
 from deploy.local.ports import choose
 from sinks import registry
 
@@ -172,7 +172,7 @@ class Demo:
             )
             if not flaw:
                 return
-            self.faulty |= code != UNAVAILABLE
+            self.faulty |= code != UnavailableError.EXIT_CODE
             reason = flaw
         except asyncio.CancelledError:
             # The end of the run, which is no fault: what is built so far is kept.

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -123,6 +124,11 @@ class Readable(Protocol):
 
     def kept(self, reading: Reading) -> Reading | None:
         """What `scan` gives for a reading that was stored; None where nothing of it is kept."""
+
+
+def unpaired(cert: Path | None, key: Path | None) -> list[str]:
+    """What is wrong with the settings `ssl_cert` and `ssl_key` together, if anything is."""
+    return [] if (cert is None) is (key is None) else ["`ssl_cert` and `ssl_key` go together: set both or neither"]
 
 
 def without_nulls(reading: Reading) -> Reading:

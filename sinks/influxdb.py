@@ -32,6 +32,7 @@ from sinks.base import (
     Verdict,
     integer_type,
     out_of_type,
+    unpaired,
     without_nulls,
 )
 from sinks.meta import META, apply_meta, meta_text
@@ -92,9 +93,7 @@ class Settings(SinkSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
-        flaws = []
-        if (self.ssl_cert is None) is not (self.ssl_key is None):
-            flaws.append("`ssl_cert` and `ssl_key` go together: set both or neither")
+        flaws = unpaired(self.ssl_cert, self.ssl_key)
         if (self.ssl_ca or self.ssl_cert) and not self.url.startswith("https:"):
             flaws.append("`ssl_ca` and `ssl_cert` need a `url` that begins with https://")
         if self.ssl_ca and not self.ssl_verify:

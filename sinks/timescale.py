@@ -18,7 +18,7 @@ import msgspec
 from pydantic import AliasChoices, ConfigDict, Field, FilePath, SecretStr, model_validator
 
 from schemas.reading import EXACT_INTEGER, Reading, Rejected, RejectedError, Value
-from sinks.base import Fatal, Prepared, Reject, Retry, SinkSettings, Verdict, integer_type, out_of_type
+from sinks.base import Fatal, Prepared, Reject, Retry, SinkSettings, Verdict, integer_type, out_of_type, unpaired
 
 
 class Settings(SinkSettings):
@@ -61,8 +61,7 @@ class Settings(SinkSettings):
         flaws = []
         if self.pool_max < self.pool_min:
             flaws.append(f"`pool_max` ({self.pool_max}) must be at least `pool_min` ({self.pool_min})")
-        if (self.ssl_cert is None) is not (self.ssl_key is None):
-            flaws.append("`ssl_cert` and `ssl_key` go together: set both or neither")
+        flaws += unpaired(self.ssl_cert, self.ssl_key)
         if self.sslmode in {"disable", "prefer"} and (self.ssl_ca or self.ssl_cert):
             flaws.append(f"`ssl_ca` and `ssl_cert` need another `sslmode` than {self.sslmode}: verify-full")
         if flaws:

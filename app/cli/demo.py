@@ -6,9 +6,11 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from app.cli.stack import terminated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +69,7 @@ def command(run_for: float | None, fleets: Sequence[str], *, keep: bool, **load:
     own = environment()
     was_up = bool(stack.environment())
     # Ended from outside, it still stops what it has started.
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
 
     def tell(text: str) -> None:
         console.print(text, style="dim", markup=False, soft_wrap=True)
@@ -86,11 +88,6 @@ def command(run_for: float | None, fleets: Sequence[str], *, keep: bool, **load:
         if not was_up and not keep:
             stack.down(on_progress=tell)
     sys.exit(code)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    del frame
-    sys.exit(128 + number)
 
 
 def _servers(

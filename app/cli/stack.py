@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from deploy.local.server import Status
     from deploy.local.stack import Stack
 
-#: Exit code for a server that cannot be had on this machine (EX_UNAVAILABLE of sysexits.h).
-UNAVAILABLE: Final = 69
 _NOT_RUNNING: Final = 3
 _COLOURS: Final = {"running": "green", "external": "green", "stopped": "yellow"}
 
@@ -50,7 +48,7 @@ def up(only: str | None, folder: Path, *, as_json: bool) -> None:
     """
     with _told() as stack_of:
         # Ended from outside, it still stops what it has started.
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, terminated)
         stack = stack_of(folder)
         external = _environment()
         variables = stack.up(_names(only), external=external, on_progress=_progress)
@@ -69,7 +67,7 @@ def up(only: str | None, folder: Path, *, as_json: bool) -> None:
 def prepare(only: str | None, folder: Path) -> None:
     """Fetch and build what the servers need, without starting any: minutes the first time."""
     with _told() as stack_of:
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, terminated)
         stack = stack_of(folder)
         stack.prepare(_names(only), external=_environment(), on_progress=_progress)
         _print_absent(stack)
@@ -117,7 +115,7 @@ def _told() -> "Iterator[type[Stack]]":
         yield Stack
     except UnavailableError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(UNAVAILABLE)
+        sys.exit(error.EXIT_CODE)
     except (ServerError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -136,7 +134,8 @@ def _progress(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
+def terminated(number: int, frame: object) -> NoReturn:
+    """A handler of SIGTERM that lets every `finally` run."""
     del frame
     sys.exit(128 + number)
 

@@ -19,6 +19,9 @@ class ServerError(Exception):
 class UnavailableError(ServerError):
     """This server cannot be had on this machine; the text says what that would take."""
 
+    #: The exit code of a command that ends with it (EX_UNAVAILABLE of sysexits.h).
+    EXIT_CODE: Final = 69
+
 
 def default_cache() -> Path:
     """Where downloads are kept between stacks: the user's cache folder of this platform."""

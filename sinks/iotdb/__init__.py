@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pydantic import AliasChoices, ConfigDict, Field, FilePath, SecretStr, model_validator
 
 from schemas.reading import Reading, Rejected, RejectedError
-from sinks.base import Fatal, Prepared, Reject, Retry, SinkSettings, Verdict
+from sinks.base import Fatal, Prepared, Reject, Retry, SinkSettings, Verdict, unpaired
 from sinks.iotdb.mapping import (
     Columns,
     Row,
@@ -72,9 +72,7 @@ class Settings(SinkSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
-        flaws = []
-        if (self.ssl_cert is None) is not (self.ssl_key is None):
-            flaws.append("`ssl_cert` and `ssl_key` go together: set both or neither")
+        flaws = unpaired(self.ssl_cert, self.ssl_key)
         if not self.ssl and (self.ssl_ca or self.ssl_cert):
             flaws.append("`ssl_ca` and `ssl_cert` need `ssl`: true")
         if flaws:
