@@ -33,6 +33,7 @@ from faust.transport.drivers import aiokafka as stock
 from faust.types import TP, ConsumerMessage, Message
 from mode.utils.futures import notify
 
+from app.lenient import read_leniently
 from schemas.record import Record
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ class Thread(stock.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # noqa: SLF001  Faust has no setting for it
         return consumer
+
+    async def on_start(self) -> None:
+        """As Faust does, with a fetcher that no header name stops; nothing is fetched before topics are subscribed."""
+        await super().on_start()
+        read_leniently(self._ensure_consumer()._fetcher)  # noqa: SLF001  made in the consumer's start
 
 
 class Consumer(stock.Consumer):
