@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-unit test-long check bench setup servers lock format clean
+.PHONY: run test test-unit test-long check bench fuzz setup servers lock format clean
 run: setup
 	@$(BIN)/iotflow demo
 
@@ -29,6 +29,10 @@ check: setup
 bench: servers
 	$(BIN)/python -m tests.bench
 
+# Five million damaged payloads through every dialect; FUZZ="--inputs 100000" for fewer.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
 format: setup
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -39,7 +43,7 @@ servers: setup
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --no-annotate --no-header --extra local --extra dev -o requirements.lock pyproject.toml
+	    --no-emit-find-links --no-annotate --no-header --extra codecs --extra local --extra dev -o requirements.lock pyproject.toml
 
 setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from agents.held import chunks
 from schemas.decoding import Decoded, Decoder, Item
 from sinks.ceiling import Ceiling
-from sinks.contracts import Letters
+from sinks.contracts import Breaker, Letters
 from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,11 @@ class Telemetry(Protocol):
     def decoded(self, records: int, readings: int, rejected: int) -> None:
         """A chunk was decoded, produced and acknowledged; `rejected` counts letters."""
 
-    def dead(self, reason: str, letters: int) -> None:
+    def dead(self, reason: str, letters: int, dialect: str = "") -> None:
         """Letters were sent."""
+
+    def flagged(self, dialect: str, flag: str, readings: int) -> None:
+        """Readings were decoded that have a flag."""
 
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """The ceiling tripped."""
@@ -56,7 +59,8 @@ class CannotWithdrawError(RuntimeError):
 class Forwarder:
     """Decodes chunks and produces what they give; a chunk is acknowledged when the broker has all of it.
 
-    `fault` is called with an error after which this process cannot go on (nothing is acknowledged by then).
+    `fault` is called with an error after which this process cannot go on (nothing is acknowledged by then). `fetch`
+    makes the decoder know schemas that it does not know yet; it takes as long as their registry is away.
     """
 
     def __init__(  # noqa: PLR0913  the collaborators, each replaceable in a test
@@ -69,6 +73,7 @@ class Forwarder:
         fault: Callable[[BaseException], None],
         *,
         ceiling: Ceiling | None = None,
+        fetch: Callable[[set[int]], Awaitable[None]] | None = None,
     ) -> None:
         self.decoder = decoder
         self.topic = topic
@@ -77,6 +82,8 @@ class Forwarder:
         self.telemetry = telemetry
         self.fault = fault
         self.ceiling = ceiling or Ceiling()
+        self._fetch = fetch
+        self._fetching = False
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[bool]] = set()
@@ -117,7 +124,15 @@ class Forwarder:
     @property
     def ready(self) -> bool:
         """Whether what is put now will be handled."""
-        return not self.ceiling.tripped
+        return not self.ceiling.tripped and not self._fetching
+
+    #: What is away while `state` is open.
+    waits_for = "the schema registry"
+
+    @property
+    def state(self) -> Breaker:
+        """Open while schemas cannot be had: a standstill that no restart would end."""
+        return Breaker.OPEN if self._fetching else Breaker.CLOSED
 
     def drain(self, deadline: float) -> None:
         """Finish what is held by `deadline` (of `time.monotonic`) and let the rest go. Returns at once."""
@@ -139,6 +154,12 @@ class Forwarder:
             async with self._turn:
                 if self.ceiling.tripped:
                     await asyncio.Event().wait()  # until drained: a restart is what goes on from here
+                if self._fetch is not None and (wanted := self.decoder.wanted(held.records)):
+                    self._fetching = True
+                    try:
+                        await self._fetch(wanted)
+                    finally:
+                        self._fetching = False
                 decoded = self.decoder(held.records, time.time_ns() // 1_000_000)
                 self._sending += 1
                 sending = True
@@ -163,13 +184,15 @@ class Forwarder:
     def _count(self, held: Held, decoded: Decoded) -> None:
         self.telemetry.decoded(len(held.records), decoded.readings, len(decoded.letters))
         self.ceiling.good(decoded.good)
-        reasons: dict[str, int] = {}
+        reasons: dict[tuple[str, str], int] = {}
         for dead in decoded.letters:
-            reasons[dead.reason] = reasons.get(dead.reason, 0) + 1
+            reasons[dead.reason, dead.dialect] = reasons.get((dead.reason, dead.dialect), 0) + 1
         for device in decoded.fruitless:
             self.ceiling.rejected(device)
-        for reason, count in reasons.items():
-            self.telemetry.dead(reason, count)
+        for (reason, dialect), count in reasons.items():
+            self.telemetry.dead(reason, count, dialect)
+        for (dialect, flag), count in decoded.flags.items():
+            self.telemetry.flagged(dialect, flag, count)
         if self.ceiling.tripped:
             self.telemetry.ceiling(True)
             log.error(

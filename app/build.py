@@ -1,4 +1,4 @@
-"""From settings to a Faust app that runs one stage. Building does no I/O; starting does."""
+"""From settings to a Faust app that runs one stage. Building does no I/O but to read files; starting does."""
 
 import gc
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Final, Literal, NamedTuple
@@ -16,7 +16,6 @@ from schemas.reading import Reading, Value
 _MICROSECOND: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
-_DIGITS: Final = 3
 #: A reading that comes out of order comes after one to this many later ones of its device.
 _OVERTAKEN: Final = 3
 #: A late reading is at least this late, or half of what it may be at most.
@@ -30,13 +29,15 @@ Order = Literal["", "out_of_order", "late"]
 class Sample(NamedTuple):
     """One record to send; `expected` is the reading it must become, or the reason why it must be rejected.
 
-    `order` says why its time is not after those of its device before it; the reading is good all the same.
+    `order` says why its time is not after those of its device before it; the reading is good all the same. `origin` is
+    the original topic that its record says.
     """
 
     device_id: str
     payload: bytes
     expected: Reading | str
     order: Order = ""
+    origin: str = ""
 
 
 class Disorder(Struct, frozen=True):
@@ -79,17 +80,18 @@ class Fleet:
         self.devices = devices
         self.prefix = prefix
         self._module: ModuleType = dialects.load()[dialect]
-        self._template: Reading = self._module.EXAMPLES[0].gives[0]
         self._walks: dict[str, dialects.Walk] = dict(self._module.WALKS)
-        self._spoiled: Mapping[str, Mapping[str, object]] = self._module.SPOILED
-        self._kinds = ("not_json", *self._spoiled)
+        self._spoiled: Mapping[str, Callable[[bytes], bytes]] = self._module.SPOILED
+        self._kinds = tuple(self._spoiled)
+        self._origin: Callable[[Reading], str] = getattr(self._module, "origin", lambda _: "")
         self._bad_share = bad_share
         self._odd = {metric: share for metric, share in (odd or {}).items() if metric in self._walks}
         self._random = random.Random(seed)  # noqa: S311  a repeatable load, no secret
-        self._ids = [f"{prefix}-{number:03d}" for number in range(1, devices + 1)]
+        template: Callable[[str, int], Reading] = getattr(self._module, "template", self._renamed)
+        self._templates = [template(prefix, number) for number in range(1, devices + 1)]
         self._state = [
             {metric: self._random.uniform(walk.low, walk.high) for metric, walk in self._walks.items()}
-            for _ in self._ids
+            for _ in self._templates
         ]
         self._last = [_NEVER] * devices
         self._turn = 0
@@ -102,7 +104,7 @@ class Fleet:
         """What the next device says at an instant; but for disorder, a device's times strictly increase."""
         while True:
             turn = self._turn
-            self._turn = (turn + 1) % len(self._ids)
+            self._turn = (turn + 1) % self.devices
             if not self._hold_share:
                 return self._say(turn, now)
             held = self._held.get(turn)
@@ -123,17 +125,23 @@ class Fleet:
         draw = self._random.random
         order: Order = ""
         at = self._last[turn] = self._next(turn, now)
-        device_id = self._ids[turn]
+        template = self._templates[turn]
+        device_id = template.device_id
         values = self._step(self._state[turn])
         bad = draw() < self._bad_share
         if self._lateness is not None and not bad and draw() < self._late_share:
             order, at = "late", self._lateness.before(turn, at)
-        reading = msgspec.structs.replace(self._template, device_id=device_id, time=at, values=values)
+        reading = msgspec.structs.replace(template, time=at, values=values)
         payload: bytes = self._module.encode(reading)
+        origin = self._origin(reading)
         if not bad:
-            return Sample(device_id, payload, reading, order)
+            return Sample(device_id, payload, reading, order, origin)
         kind = self._random.choice(self._kinds)
-        return Sample(device_id, self._spoil(payload, kind), kind)
+        return Sample(device_id, self._spoiled[kind](payload), kind, origin=origin)
+
+    def _renamed(self, prefix: str, number: int) -> Reading:
+        first: Reading = self._module.EXAMPLES[0].gives[0]
+        return msgspec.structs.replace(first, device_id=f"{prefix}-{number:03d}")
 
     def _next(self, turn: int, now: datetime) -> datetime:
         if self._lateness is None:
@@ -150,14 +158,8 @@ class Fleet:
             if metric in self._odd and draw() < self._odd[metric]:
                 low, high = walk.odd
                 value = low + (high - low) * draw()
-            values[metric] = round(value, _DIGITS)
+            values[metric] = round(value, walk.digits)
         return values
-
-    def _spoil(self, payload: bytes, kind: str) -> bytes:
-        if kind == "not_json":
-            return payload[: len(payload) // 2]
-        said = msgspec.json.decode(payload, type=dict[str, object]) | dict(self._spoiled[kind])
-        return msgspec.json.encode({field: value for field, value in said.items() if value is not msgspec.UNSET})
 
 
 class _Lateness:

@@ -8,7 +8,7 @@ ceiling and a topic where nothing happens make a worker unready at most.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -41,6 +41,8 @@ class Snapshot:
 
     #: Asked to stop, or crashed and stopping.
     stopping: bool = False
+    #: Topics that must be read whole before the work starts, and are not yet.
+    unread: tuple[str, ...] = ()
     #: Partitions are being given out, or state is being restored.
     rebalancing: bool = False
     #: Of the consumer group; -1 outside it.
@@ -66,6 +68,8 @@ class Snapshot:
     breaker: Breaker = Breaker.CLOSED
     ceiling: bool = False
     remedy: str = ""
+    #: What is away while the breaker is open.
+    waits_for: str = "the destination"
     #: When the commit that is under way began, or None.
     committing_since: float | None = None
     #: Writes that the destination answered: moves inside a batch too, which is committed only whole.
@@ -79,7 +83,7 @@ class Limit(Protocol):
 
 
 class Work(Protocol):
-    """What a stage does; a sink's delivery also has `state` (its breaker) and `remedy`."""
+    """What a stage does; what may have to wait for another also has `state` (its breaker), `remedy`, `waits_for`."""
 
     @property
     def ceiling(self) -> Limit:
@@ -90,12 +94,26 @@ class Work(Protocol):
         """Whether what it is given now can be expected to be done soon."""
 
 
+class Feed(Protocol):
+    """A topic that must be read whole before the work starts."""
+
+    topic: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been."""
+
+
 class Parts(Protocol):
     """What a stage is made of."""
 
     @property
     def work(self) -> Work:
         """Its work."""
+
+    @property
+    def feeds(self) -> Sequence[Feed]:
+        """What it must know before it works."""
 
 
 class View(Protocol):
@@ -133,6 +151,7 @@ def readiness(now: Snapshot) -> list[str]:
     reasons: list[str] = []
     if now.stopping:
         reasons.append("stopping")
+    reasons += [f"the topic {topic} has not been read yet" for topic in now.unread]
     if now.partitions is None:
         reasons.append("no partitions have been assigned yet")
     else:
@@ -145,7 +164,7 @@ def readiness(now: Snapshot) -> list[str]:
     if now.frozen:
         reasons.append(f"commits stand still: {', '.join(now.frozen)}")
     if now.breaker is not Breaker.CLOSED:
-        reasons.append("the destination is away" if not now.remedy else "storing needs a person")
+        reasons.append(f"{now.waits_for} is away" if not now.remedy else "storing needs a person")
     if now.ceiling:
         reasons.append("most records are refused, so intake is stopped")
     if not (now.taking or now.ceiling) and now.breaker is Breaker.CLOSED:
@@ -235,6 +254,7 @@ def snapshot(view: View) -> Snapshot:
     work = view.parts.work
     return Snapshot(
         stopping=bool(app.should_stop),
+        unread=tuple(feed.topic for feed in view.parts.feeds if not feed.ready),
         rebalancing=bool(app.rebalancing),
         generation=generation(consumer),
         # Faust keeps the last assignment here; it has none before the first, and an empty one is one.
@@ -253,6 +273,7 @@ def snapshot(view: View) -> Snapshot:
         breaker=getattr(work, "state", Breaker.CLOSED),
         ceiling=work.ceiling.tripped,
         remedy=getattr(work, "remedy", ""),
+        waits_for=getattr(work, "waits_for", "the destination"),
         committing_since=consumer.committing_since(),
         progress=getattr(work, "progress", 0),
     )

@@ -72,6 +72,11 @@ class Runtime(Service):
         consumer: Any = self.app.consumer
         consumer.on_drain.append(self.parts.work.drain)
         consumer.on_full.append(self.telemetry.backpressure)
+        for feed in self.parts.feeds:
+            self.add_future(self._guarded(feed.run()))
+        for feed in self.parts.feeds:
+            if (await self.wait(feed.read())).stopped:
+                return
         await self.parts.work.start(self.producer)
         self.add_future(self._guarded(self.parts.work.run()))
         self.add_future(self._guarded(self._watch_lag()))
@@ -90,7 +95,7 @@ class Runtime(Service):
                 await asyncio.sleep(1.0)
 
     def _wanted(self) -> set[str]:
-        return {*self.parts.topics, *self.parts.outputs}
+        return {*self.parts.topics, *self.parts.outputs, *(feed.topic for feed in self.parts.feeds)}
 
     async def _guarded(self, work: Any) -> None:
         """Run something that must not end; when it fails, this process has."""

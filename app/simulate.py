@@ -153,7 +153,10 @@ class _Load:
                 size = 0
                 for sample in part:
                     key = sample.device_id.encode()
-                    if batch.append(timestamp=now_ms, key=key, value=sample.payload, headers=self._headers) is None:
+                    headers = self._headers
+                    if sample.origin:
+                        headers = [*headers, (dialects.HEADER_ORIGIN, sample.origin.encode())]
+                    if batch.append(timestamp=now_ms, key=key, value=sample.payload, headers=headers) is None:
                         break
                     size += 1
                 await self._lanes[partition].put((batch, part[:size]))

@@ -1,14 +1,18 @@
-"""What each stage is made of: the topics it reads, and the piece of work that its agent feeds."""
+"""What each stage is made of: the topics it reads, what it must know, and the piece of work that its agent feeds."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from agents.decode import Forwarder, decode
 from agents.store import store
 from app import __version__
 from app.produce import BatchProducer, LetterProducer
+from app.registry import feed, from_file
+from app.schema_registry import SchemaSource, place
 from app.settings import Settings
 from app.telemetry import Telemetry
+from schemas.bodies import CONFLUENT
+from schemas.confluent import Schemas
 from schemas.decoding import Decoder
 from sinks import registry
 from sinks.ceiling import Ceiling
@@ -37,22 +41,40 @@ class Work(Protocol):
         """Work until cancelled."""
 
 
-class Stage:
-    """One stage: its topics, its work and its agent."""
+class Feed(Protocol):
+    """A topic that a stage must have read whole before it works, and follows from then on."""
 
-    def __init__(
+    topic: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been read whole."""
+
+    async def read(self) -> None:
+        """Return when it has been read whole."""
+
+    async def run(self) -> None:
+        """Read and follow until cancelled."""
+
+
+class Stage:
+    """One stage: its topics, its work and its agent; `feeds` are what it must know before it works."""
+
+    def __init__(  # noqa: PLR0913  the parts of a stage
         self,
         topics: list[str],
         sink: str,
         work: Work,
         agent: Callable[[Any], Awaitable[None]],
         outputs: list[str],
+        feeds: Sequence[Feed] = (),
     ) -> None:
         self.topics = topics
         self.sink = sink
         self.work = work
         self.agent = agent
         self.outputs = outputs
+        self.feeds = feeds
 
 
 def known() -> list[str]:
@@ -72,21 +94,39 @@ def make(
     telemetry: Telemetry,
     fault: Callable[[BaseException], None],
 ) -> Stage:
-    """Put a stage together; does no I/O. Raises `ValueError` for a name that is no stage."""
+    """Put a stage together; of I/O it only reads the registry's file.
+
+    Raises `ValueError` for a name that is no stage, for what is wrong in that file, and where schemas are needed and
+    the settings do not say where they are, or the packages that read them are not there.
+    """
     topics = settings.topics
     letters = LetterProducer(producer, topics.dead_letters)
     ceiling = Ceiling(settings.ceiling.window, settings.ceiling.devices, settings.ceiling.ratio)
     if name == DECODE:
+        points = from_file(settings.registry_file)
+        schemas = _schemas(settings)
         decoder = Decoder(
-            topics.raw,
+            settings.inputs,
             partitions=topics.partitions,
             stage=name,
             version=__version__,
             max_message_bytes=topics.max_message_bytes,
-            ranges=settings.ranges,
+            registry=points,
+            schemas=schemas.schemas if schemas is not None else None,
         )
-        forwarder = Forwarder(decoder, topics.decode_output, producer, letters, telemetry, fault, ceiling=ceiling)
-        return Stage(list(topics.raw), "", forwarder, decode(forwarder), [topics.decode_output, topics.dead_letters])
+        forwarder = Forwarder(
+            decoder,
+            topics.decode_output,
+            producer,
+            letters,
+            telemetry,
+            fault,
+            ceiling=ceiling,
+            fetch=schemas.fetch if schemas is not None else None,
+        )
+        outputs = [topics.decode_output, topics.dead_letters]
+        feeds = [feed(settings, points, telemetry)]
+        return Stage(list(topics.raw), "", forwarder, decode(forwarder), outputs, feeds)
     sink = registry.of_stage(name)
     if sink is None:
         raise ValueError(f"no stage is called {name!r}; stages: {', '.join(known())}")
@@ -104,3 +144,10 @@ def make(
     destination = registry.load()[sink].Sink(config, settings.types)
     delivery = Delivery(destination, options, letters, telemetry, ceiling=ceiling)
     return Stage([topics.decoded], sink, delivery, store(delivery), [topics.dead_letters])
+
+
+def _schemas(settings: Settings) -> SchemaSource | None:
+    """What learns schemas, where a topic's payloads name theirs."""
+    if all(own.body != CONFLUENT for own in settings.inputs.topics.values()):
+        return None
+    return SchemaSource(Schemas(), place(settings.schema_registry), settings.retry)

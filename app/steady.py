@@ -1,4 +1,4 @@
-"""An idempotent aiokafka producer through an outage: two things that aiokafka 0.14 gets wrong there."""
+"""An aiokafka client through an outage: two things that aiokafka 0.14 gets wrong there."""
 
 import asyncio
 import math
@@ -9,15 +9,21 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 def steady(producer: Any) -> None:
-    """Make a producer that was not started yet wait for its broker calmly, and for as long as it takes.
+    """Make an idempotent producer that was not started yet wait for its broker calmly, and for as long as it takes.
 
-    A broker that stops in good order says that its partitions have no leader. As long as that is the last word,
-    aiokafka asks for the leader again at once, thousands of times a second; and a batch that has waited for it longer
-    than the request time-out is dropped although it has a sequence number, so that the broker refuses every later one
-    with `OutOfOrderSequenceNumber`.
+    A batch that has waited for its partition's leader longer than the request time-out is dropped by aiokafka although
+    it has a sequence number, so that the broker refuses every later one with `OutOfOrderSequenceNumber`.
     """
     producer._message_accumulator._batch_ttl = math.inf  # noqa: SLF001  there is no public way to any of these
-    client = producer.client
+    pace(producer.client)
+
+
+def pace(client: Any) -> None:
+    """Make a client that was not started yet ask for its partitions' leaders calmly.
+
+    A broker that stops in good order says that its partitions have no leader, and one that was asked for a topic that
+    is gone says the same. As long as that is the last word, aiokafka asks again at once, thousands of times a second.
+    """
     ask = client._metadata_update  # noqa: SLF001
     last = -math.inf
 

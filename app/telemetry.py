@@ -134,7 +134,37 @@ READINGS = _metric(
     "outcome",
 )
 DEAD_LETTERS = _metric(
-    "counter", "iotflow_dead_letters_total", "Letters sent to the dead-letter topic.", _READERS, "stage", "reason"
+    "counter",
+    "iotflow_dead_letters_total",
+    "Letters sent to the dead-letter topic; the dialect is empty where none was recognised, and in the stores.",
+    _READERS,
+    "stage",
+    "dialect",
+    "reason",
+)
+FLAGS = _metric(
+    "counter",
+    "iotflow_flags_total",
+    "Flags that decoded readings have: something about them was mended, or is not as expected.",
+    ("decode",),
+    "stage",
+    "dialect",
+    "flag",
+)
+REGISTRY = _metric(
+    "gauge",
+    "iotflow_registry_entries",
+    "Data points that are known, by where each comes from: file or topic.",
+    _DECODE,
+    "stage",
+    "source",
+)
+REGISTRY_REFUSED = _metric(
+    "counter",
+    "iotflow_registry_refused_total",
+    "Records of the registry's topic that were refused; what was known before stays.",
+    _DECODE,
+    "stage",
 )
 ROWS = _metric("counter", "iotflow_rows_total", "Rows stored.", _STORE, "stage", "sink")
 BATCHES = _metric("counter", "iotflow_batches_total", "Batches stored.", _STORE, "stage", "sink")
@@ -216,6 +246,7 @@ _metric("gauge", "process_open_fds", "Open file descriptors.", _EVERY, of_proces
 _KNOWN: Final[Mapping[Metric, tuple[str, ...]]] = {
     WRITE_FAILURES: ("retry", "reject", "fatal"),
     BREAKER: tuple(Breaker),
+    REGISTRY: ("file", "topic"),
 }
 _OUTCOMES: Final[Mapping[Role, tuple[str, ...]]] = {"decode": ("decoded", "dead"), "store": ("stored", "dead")}
 
@@ -325,9 +356,9 @@ class Telemetry:
         self._add(FAILURES, 1)
         self._add(WRITE_FAILURES, 1, kind)
 
-    def dead(self, reason: str, letters: int) -> None:
+    def dead(self, reason: str, letters: int, dialect: str = "") -> None:
         """Letters were sent."""
-        self._add(DEAD_LETTERS, letters, reason)
+        self._add(DEAD_LETTERS, letters, dialect, reason)
         if self.role in _OUTCOMES:
             self._add(READINGS, letters, "dead")
 
@@ -354,6 +385,16 @@ class Telemetry:
         self._add(MESSAGES, records)
         self._add(INVALID, invalid)
         self._add(VALID, records - invalid)
+
+    def flagged(self, dialect: str, flag: str, readings: int) -> None:
+        """Readings were decoded that have a flag."""
+        self._add(FLAGS, readings, dialect, flag)
+
+    def registry(self, by_source: Mapping[str, int], refused: int) -> None:
+        """How many data points are known, by where they come from, and how many records were refused so far."""
+        for source in ("file", "topic"):
+            self._set(REGISTRY, by_source.get(source, 0), source)
+        self._set(REGISTRY_REFUSED, refused)
 
     # -- what the transport and the watches tell -----------------------------------------------------------------------
 

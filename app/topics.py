@@ -14,9 +14,12 @@ from app.settings import Settings
 from schemas import deadletter
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+#: Compaction leaves the segment alone that is written to.
+_SEGMENT_MS: Final = 10 * 60 * 1000
 #: With this many replicas, one may be away while every acknowledged record is still on two.
 _SAFE_REPLICAS: Final = 3
 _APPLY_SECONDS: Final = 60.0
+_AT_MOST: Final = frozenset({"segment.ms"})
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class Topic:
     """A topic as it should be.
 
     In `config` a number is the least there should be (a longer retention or a larger message limit was somebody's
-    decision, and cutting it would lose data) and a word is what it is. `keyed` is for a topic where a device's
-    records must stay in the partition they are in.
+    decision, and cutting it would lose data), of `_AT_MOST` the most, and a word is what it is. `keyed` is for a topic
+    where a device's records must stay in the partition they are in, `whole` for one that every process reads from its
+    beginning.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Topic:
     config: Mapping[str, str]
     replication: int = 1
     keyed: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,21 @@ def wanted(settings: Settings) -> list[Topic]:
         }
         return Topic(name, topics.partitions, config, topics.replication, keyed)
 
+    registry = {
+        "cleanup.policy": "compact",
+        # So that what is outdated goes soon: all of it is read at each start.
+        "min.cleanable.dirty.ratio": "0.1",
+        "segment.ms": str(_SEGMENT_MS),
+        "max.message.bytes": str(limit),
+        **safe,
+    }
     found = [
         *(topic(name, 7, limit) for name in topics.raw),
         topic(topics.decoded, 7, limit, keyed=True),
         topic(topics.decode_output, 7, limit, keyed=True),
         topic(topics.dead_letters, 30, limit + deadletter.OVERHEAD_BYTES),
+        # One partition: what is said of two keys has one order then, whoever's producer wrote it.
+        Topic(topics.registry, 1, registry, topics.replication, whole=True),
     ]
     return list({topic.name: topic for topic in found}.values())
 
@@ -172,12 +187,23 @@ def _satisfies(name: str, found: str | None, value: str) -> bool:
     except ValueError:
         # A list of words (`compact,delete`) comes back in an order of its own.
         return set(found.replace(" ", "").split(",")) == set(value.split(","))
+    if name in _AT_MOST:
+        return has <= least
     return has >= least or (name.startswith("retention.") and has < 0)
 
 
 def _refusals(topic: Topic, found: Existing) -> list[Refusal]:
     refused = []
-    if found.partitions != topic.partitions:
+    if found.partitions != topic.partitions and topic.whole:
+        refused.append(
+            Refusal(
+                topic.name,
+                f"has {_count(found.partitions, 'partition')}, {topic.partitions} wanted. It is never changed in "
+                "place: every process reads it whole, and only in one partition all of it has one order. Keep what it "
+                "says, delete it, apply again and write it anew (iotflow registry ls, iotflow registry apply).",
+            )
+        )
+    elif found.partitions != topic.partitions:
         why = (
             "the partition count decides which partition owns a device, so with another count its stored state and "
             "its new records would part"

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from schemas import wire
 from schemas.reading import Rejected
+from schemas.reasons import Reason
 from schemas.record import Record
 
 #: Of a value too large for a letter, this much is kept.
@@ -24,9 +25,11 @@ class Letter(Struct, frozen=True):
     """
 
     id: str
-    reason: str
+    reason: Reason
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+    #: Of the payload that could not be decoded; `''` where that is not known, or not why it is here.
+    dialect: str = ""
 
     @property
     def key(self) -> bytes:
@@ -53,6 +56,7 @@ def letter(  # noqa: PLR0913  each is one header of the letter
     source: str | None = None,
     attempt: int = 1,
     max_value_bytes: int,
+    dialect: str = "",
 ) -> Letter:
     """Make the letter for reading `index` (0-based) of a record that `stage` could not handle.
 
@@ -78,6 +82,8 @@ def letter(  # noqa: PLR0913  each is one header of the letter
         ("iotflow-orig-offset", b"%d" % record.offset),
         ("iotflow-orig-timestamp", b"%d" % record.timestamp),
     ]
+    if dialect:
+        headers.append(("iotflow-dlq-dialect", dialect.encode()))
     if record.key is not None:
         headers.append(("iotflow-orig-key", record.key[:_ERROR_CHARS]))
     if value is None:
@@ -93,4 +99,4 @@ def letter(  # noqa: PLR0913  each is one header of the letter
             headers.append(("iotflow-dlq-headers-cut", b"1"))
             break
         headers.append((f"iotflow-orig-h-{name}", original or b""))
-    return Letter(f"{stage}:{place}", rejected.reason, value, headers)
+    return Letter(f"{stage}:{place}", rejected.reason, value, headers, dialect)

@@ -1,20 +1,27 @@
 """From raw records to decoded ones: what the decode stage does, as one pure function."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import Struct
+from pydantic import ValidationError
 
-from schemas import wire
+from schemas import bodies, dialects, wire
+from schemas.confluent import Schemas
 from schemas.deadletter import Letter, letter
-from schemas.dialects import Decode, Meta, choose, load
+from schemas.dialects import AUTO, HEADER_DIALECT, Decode, Meta, Registry, Setup
+from schemas.inputs import Input, Inputs
 from schemas.partition import partition_of
+from schemas.payload import quoted
 from schemas.reading import Reading, Rejected, RejectedError, flaw
 from schemas.record import Record
 
 log = logging.getLogger(__name__)
 
+#: Refusals of what will be known some day: no sign that something is wrong with the devices, or with us.
+_NOT_YET = frozenset({"unknown_device", "unknown_alias"})
 #: Room for the headers and framing of a decoded record.
 _FRAME_BYTES = 1024
 
@@ -37,44 +44,73 @@ class Decoded(Struct):
     good: int
     #: The keys or devices of those that gave none, but for devices that are not known yet.
     fruitless: list[str]
+    #: How often a reading had a flag, by dialect and flag.
+    flags: dict[tuple[str, str], int]
+
+
+class _Speech(Struct, frozen=True):
+    """How the payloads of one topic and dialect are decoded."""
+
+    dialect: str
+    decode: Decode
+    setup: Setup
+    body: str
 
 
 class Decoder:
-    """Decodes chunks of raw records. `partitions` is the decoded topic's count; the device decides which one.
-
-    `ranges` are a dialect's own for some of its metrics, where it lets them be set (it has `decoder` and `RANGES`).
-    """
+    """Decodes chunks of raw records. `partitions` is the decoded topic's count; the device decides which one."""
 
     def __init__(  # noqa: PLR0913  each is a fact about the stage
         self,
-        by_topic: Mapping[str, str],
+        inputs: Inputs,
         *,
         partitions: int,
         stage: str,
         version: str,
         max_message_bytes: int,
-        ranges: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+        registry: Registry | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
-        self.by_topic = by_topic
         self.partitions = partitions
         self.stage = stage
         self.version = version
         self.max_message_bytes = max_message_bytes
-        self._decoders: dict[str, Decode] = {name: module.decode for name, module in load().items()}
-        for name, own in (ranges or {}).items():
-            module = load()[name]
-            self._decoders[name] = module.decoder({**module.RANGES, **own})
+        self._registry = registry
+        self._inputs = inputs
+        self._schemas = schemas
+        #: The topics whose payloads name their schemas.
+        self._framed = frozenset(topic for topic, own in inputs.topics.items() if own.body == bodies.CONFLUENT)
+        #: By topic.
+        self._speeches = {topic: self._speech(own) for topic, own in inputs.topics.items() if own.dialect != AUTO}
+        #: By topic, and the dialect and body that records' headers ask for: as many as there can be.
+        self._asked_for: dict[tuple[str, str, str], _Speech] = {}
+        #: By topic, and the header of a record that has no other than its dialect's.
+        self._by_header: dict[tuple[str, tuple[str, bytes | None]], _Speech] = {}
+
+    def _speech(self, own: Input) -> _Speech:
+        policy = own.policy or dialects.policy_of(own.dialect)
+        decode = dialects.speaker(own.dialect, policy, own.options)
+        return _Speech(own.dialect, decode, dialects.setup_of(policy, self._registry), own.body)
+
+    def wanted(self, records: Sequence[Record]) -> set[int]:
+        """The ids of schemas that these records need and that are not known."""
+        schemas, framed = self._schemas, self._framed
+        if schemas is None or not framed:
+            return set()
+        values = (record.value for record in records if record.topic in framed)
+        return {number for value in values if value is not None and (number := schemas.wanted(value)) is not None}
 
     def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:  # noqa: C901, PLR0912  the hot loop, whole
         """Decode records of any topics; never raises for what is in them."""
-        decoded = Decoded({}, [], 0, 0, [])
+        decoded = Decoded({}, [], 0, 0, [], {})
         items, partitions = decoded.items, self.partitions
         largest = self.max_message_bytes - _FRAME_BYTES
         write, headers = wire.write, wire.headers
         for record in records:
             good, reason = False, ""
             place = b"%s/%d/%d/" % (record.topic.encode(), record.partition, record.offset)
-            for index, outcome in enumerate(self._decode(record)):
+            dialect, outcomes = self.outcomes(record)
+            for index, outcome in enumerate(outcomes):
                 # Written out here, and not in functions of their own, because this is the loop that a message costs.
                 if outcome.__class__ is Reading:
                     try:
@@ -89,8 +125,11 @@ class Decoder:
                     why = self._refusal(outcome)
                 if why is not None:
                     reason = why.reason
-                    self._condemn(decoded, record, index, why, now_ms)
+                    self._condemn(decoded, record, index, why, dialect, now_ms)
                     continue
+                if outcome.flags:
+                    for flag in outcome.flags:
+                        decoded.flags[dialect, flag] = decoded.flags.get((dialect, flag), 0) + 1
                 item = Item(key, value, headers(b"%s%d" % (place, index), record.timestamp))
                 partition = partition_of(outcome.device_id, partitions)
                 if partition in items:
@@ -101,7 +140,7 @@ class Decoder:
                 good = True
             if good:
                 decoded.good += 1
-            elif reason != "unknown_device":
+            elif reason not in _NOT_YET:
                 decoded.fruitless.append((record.key or b"").decode("utf-8", "replace"))
         if log.isEnabledFor(logging.DEBUG):
             for record in records:
@@ -114,28 +153,86 @@ class Decoder:
             return outcome
         return Rejected("dialect_failed", f"the dialect made a {type(outcome).__name__} of it")
 
-    def _decode(self, record: Record) -> Sequence[Any]:
-        headers = record.headers
-        name = choose(record.topic, headers, self.by_topic) if headers else self.by_topic.get(record.topic, "")
-        decode = self._decoders.get(name)
-        if decode is None:
-            why = f"no dialect is called {name!r}" if name else f"nothing says which dialect {record.topic} speaks"
-            return [Rejected("unknown_dialect", f"{why}; known: {', '.join(sorted(self._decoders))}")]
-        value = record.value
-        if value is None:
-            return [Rejected("empty", "the record has no value")]
+    def outcomes(self, record: Record) -> tuple[str, Sequence[Any]]:
+        """A record's dialect, `''` when it is not known, and what the record holds in it; raises nothing."""
+        headers, value = record.headers, record.value
+        speech = self._by_header.get((record.topic, headers[0])) if len(headers) == 1 else None
+        dialect = ""
         try:
+            if speech is None:
+                speech = self._chosen(record)
+            dialect = speech.dialect
+            if value is None:
+                return dialect, [Rejected("empty", "the record has no value")]
+            if speech.body:
+                value = bodies.plain(value, speech.body, self._schemas)
             # A tuple as it is; anything lazy is made to fail here.
-            outcomes = tuple(decode(value, Meta(record.topic, record.key, headers, record.timestamp)))
+            meta = Meta(record.topic, record.key, headers, record.timestamp, speech.setup)
+            outcomes = tuple(speech.decode(value, meta))
         except RejectedError as error:
-            return [error.rejected]
+            return dialect, [error.rejected]
         except Exception as error:
             # A dialect raises nothing else; one that does is at fault, and its payload is kept until it is mended.
-            log.exception("a dialect failed", extra={"dialect": name})
-            return [Rejected("dialect_failed", f"{type(error).__name__} in dialect {name}")]
-        return outcomes or [Rejected("empty", "the payload holds no readings")]
+            log.exception("a dialect failed", extra={"dialect": dialect})
+            return dialect, [Rejected("dialect_failed", f"{type(error).__name__} in dialect {dialect}")]
+        return dialect, outcomes or [Rejected("empty", "the payload holds no readings")]
 
-    def _condemn(self, decoded: Decoded, record: Record, index: int, why: Rejected, now_ms: int) -> None:
+    def _chosen(self, record: Record) -> _Speech:
+        """How a record's payload is decoded: as its headers ask, else as its topic, else as its origin says."""
+        topic, headers = record.topic, record.headers
+        usual = self._speeches.get(topic)
+        if usual is not None and not headers:
+            return usual
+        own = self._inputs.topics.get(topic)
+        name, asked = self._asked(record), True
+        if not name:
+            if own is None:
+                raise self._unknown(f"nothing says which dialect {topic} speaks")
+            name, asked = (own.dialect, False) if own.dialect != AUTO else (self._by_origin(record), False)
+        body = bodies.named(headers, own.body if own is not None else "")
+        if usual is not None and (name, body) == (usual.dialect, usual.body):
+            found = usual
+        else:
+            found = self._asked_for.get((topic, name, body)) or self._ask_for(topic, name, body)
+        if asked and len(headers) == 1:
+            self._by_header[topic, headers[0]] = found
+        return found
+
+    def _ask_for(self, topic: str, name: str, body: str) -> _Speech:
+        if name not in dialects.load():
+            raise self._unknown(f"no dialect is called {quoted(name)}")
+        own = self._inputs.topics.get(topic)
+        if own is None or own.dialect != name:
+            own = self._inputs.dialects.get(name) or Input(name)
+        try:
+            found = self._asked_for[topic, name, body] = self._speech(msgspec.structs.replace(own, body=body))
+        except ValidationError as error:
+            raise self._unknown(f"the dialect {name} needs options, which nothing says for {topic}") from error
+        return found
+
+    @staticmethod
+    def _asked(record: Record) -> str:
+        for header, value in record.headers:
+            if header == HEADER_DIALECT and value is not None:
+                return value.decode("utf-8", "replace")
+        return ""
+
+    def _by_origin(self, record: Record) -> str:
+        origin = Meta(record.topic, record.key, record.headers, record.timestamp).origin
+        if not origin:
+            raise self._unknown(f"{record.topic} is auto, and the record says neither its dialect nor where it is from")
+        name = dialects.by_origin(origin)
+        if not name:
+            raise self._unknown(f"no dialect claims the original topic {quoted(origin)}")
+        return name
+
+    @staticmethod
+    def _unknown(why: str) -> RejectedError:
+        return RejectedError("unknown_dialect", f"{why}; known: {', '.join(sorted(dialects.load()))}")
+
+    def _condemn(  # noqa: PLR0913  all that a letter says
+        self, decoded: Decoded, record: Record, index: int, why: Rejected, dialect: str, now_ms: int
+    ) -> None:
         dead = letter(
             record,
             why,
@@ -144,6 +241,9 @@ class Decoder:
             version=self.version,
             now_ms=now_ms,
             max_value_bytes=self.max_message_bytes,
+            dialect=dialect,
         )
         decoded.letters.append(dead)
-        log.warning("payload refused", extra={"reason": why.reason, "error": why.error, "letter": dead.id})
+        log.warning(
+            "payload refused", extra={"dialect": dialect, "reason": why.reason, "error": why.error, "letter": dead.id}
+        )

@@ -1,17 +1,20 @@
 """What every JSON dialect does alike: read an object, quote a value in an error, keep secrets out of readings."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from schemas.reading import Rejected, RejectedError, Value
+from schemas.reading import Reading, Rejected, RejectedError, Value
+from schemas.reasons import Reason
 
 #: A device id, a channel or a metric's name has at most this many characters.
 NAME_CHARS: Final = 256
 #: An error's text shows at most this much of a value.
 QUOTED_CHARS: Final = 60
+#: What one payload's refusals have letters of their own for; the others share one.
+LETTERS: Final = 5
 #: Objects and arrays that are kept as text may be nested this deep.
 DEPTH: Final = 32
 
@@ -61,11 +64,30 @@ def name(found: Mapping[str, Any], field: str) -> str:
     return value
 
 
+def device(field: str, value: object) -> str:
+    """The canonical id of a device that a field names: of an integer N, also as text, `device_N`; other text is kept.
+
+    Raises `RejectedError`.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        value = str(value)
+    found = name({field: value}, field)
+    return name({field: f"device_{found}"}, field) if found.isascii() and found.isdigit() else found
+
+
 def number(field: str, value: object) -> int | float:
     """A field's value, which must be a number; raises `RejectedError` with reason `bad_type`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise RejectedError("bad_type", f"{field} is {quoted(value)}, not a number")
+
+
+def measured(field: str, value: object) -> float:
+    """A field's value as a double; raises `RejectedError`: `bad_type`, or `out_of_range` when no double can hold it."""
+    try:
+        return float(number(field, value))
+    except OverflowError as error:
+        raise RejectedError("out_of_range", f"{field} is an integer larger than any double") from error
 
 
 def extras(found: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Value], Rejected | None]:
@@ -91,6 +113,38 @@ def extras(found: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, 
     rest = len(wrong) - _NAMED_IN_ERROR
     more = f"; and {rest} more" if rest > 0 else ""
     return kept, Rejected("bad_type", "; ".join(wrong[:_NAMED_IN_ERROR]) + more)
+
+
+def members(found: Mapping[str, Any], field: str) -> tuple[dict[str, str], Rejected | None]:
+    """The members of the object in a field as tags FIELD.NAME, secrets and nulls left out, and what is wrong with any.
+
+    All that are wrong share one `Rejected`. `object_of` is the inverse.
+    """
+    said = found.get(field)
+    if said is None:
+        return {}, None
+    if not isinstance(said, dict):
+        return {}, Rejected("bad_type", f"{field} is {quoted(said)}, not an object")
+    tags: dict[str, str] = {}
+    wrong: Rejected | None = None
+    for member, value in said.items():
+        if value is None or is_secret(member):
+            continue
+        tag = f"{field}.{member}"
+        if len(tag) > NAME_CHARS:
+            wrong = Rejected("too_large", f"a member of {field} has a name of more than {NAME_CHARS} characters")
+            continue
+        try:
+            tags[tag] = text(value)
+        except RejectedError as error:
+            wrong = error.rejected
+    return tags, wrong
+
+
+def object_of(tags: Mapping[str, str], field: str) -> dict[str, str]:
+    """The members of the object in a field that became tags."""
+    prefix = f"{field}."
+    return {tag.removeprefix(prefix): value for tag, value in tags.items() if tag.startswith(prefix)}
 
 
 def text(value: object) -> str:
@@ -128,3 +182,36 @@ def _without_secrets(value: object, depth: int) -> object:
     if isinstance(value, list):
         return [_without_secrets(inner, depth - 1) for inner in value]
     return value
+
+
+class Refusals:
+    """What is refused of one payload, as few letters: each has the whole payload, and there may be a great many.
+
+    The first few have their own and the others share one; where nothing else came of the payload all share one.
+    """
+
+    def __init__(self) -> None:
+        self._first: list[Rejected] = []
+        self._last = Rejected("empty", "")
+        self._count = 0
+
+    def add(self, reason: Reason, error: str) -> None:
+        """Refuse one more; the error says which."""
+        self._last = Rejected(reason, error)
+        self._count += 1
+        if self._count <= LETTERS:
+            self._first.append(self._last)
+
+    def after(self, readings: Sequence[Reading]) -> Sequence[Reading | Rejected]:
+        """The outcomes of the payload."""
+        if not self._count:
+            return readings
+        if not readings:
+            first = self._first[0]
+            more = f"; and {self._count - 1} more are refused" if self._count > 1 else ""
+            return (Rejected(first.reason, first.error + more),)
+        rest = self._count - len(self._first)
+        if rest > 1:
+            shared = Rejected(self._last.reason, f"{rest} more are refused, the last: {self._last.error}")
+            return (*readings, *self._first, shared)
+        return (*readings, *self._first, *([self._last] * rest))

@@ -1,18 +1,34 @@
 """The reading: what one device said at one instant, whatever dialect it said it in."""
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
+
+from schemas.reasons import Reason
 
 Value = bool | int | float | str | None
 
 #: The largest integer whose every neighbour a double can also hold.
 EXACT_INTEGER: Final = 2**53
 
-#: A flag that a reading may carry: a value of it was moved into its range, and `raw` has the original.
+Flag = Literal["clamped", "future", "old", "out_of_range", "receive_time", "unparsable"]
 CLAMPED: Final = "clamped"
+OUT_OF_RANGE: Final = "out_of_range"
+RECEIVE_TIME: Final = "receive_time"
+UNPARSABLE: Final = "unparsable"
+
+#: What each flag of a reading says about it.
+FLAGS: Final[Mapping[Flag, str]] = {
+    "clamped": "a value was moved into its range; `raw` has the original",
+    "future": "its time lies further ahead of the record's than expected",
+    "old": "its time lies further behind the record's than expected",
+    "out_of_range": "a value lies outside its range and was kept as it is",
+    "receive_time": "its time is when it was received: the device's own was missing, or not to be believed",
+    "unparsable": "a value's text could not be read: it is null, and `raw` has the text",
+}
 
 
 class Reading(Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1, gc=False):
@@ -20,7 +36,8 @@ class Reading(Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1, gc=
 
     `time` is aware UTC with microseconds. The identity of a stored value is (measurement, device_id, channel,
     metric) plus time; `units`, `tags`, `raw` and `flags` are never part of it. `channel` is the address inside the
-    device, `''` where it has none. `raw` holds the original of each value that a policy changed.
+    device, `''` where it has none. `raw` holds, in the unit that `units` says, the original of each value that was
+    moved into its range, and the text of each that could not be read; whoever looks for anomalies looks there first.
     """
 
     measurement: str
@@ -38,17 +55,17 @@ class Reading(Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1, gc=
 class Rejected(Struct, frozen=True):
     """A payload, or one value of it, that no reading can be made of.
 
-    `reason` is one of a small set of words (it labels a metric); `error` is the sentence for a person.
+    `reason` labels a metric; `error` is the sentence for a person: the field, its value shortened, and the rule.
     """
 
-    reason: str
+    reason: Reason
     error: str
 
 
 class RejectedError(ValueError):
     """Raised inside decoding and encoding where a `Rejected` is the answer."""
 
-    def __init__(self, reason: str, error: str) -> None:
+    def __init__(self, reason: Reason, error: str) -> None:
         super().__init__(error)
         self.rejected = Rejected(reason, error)
 

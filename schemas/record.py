@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+Headers = Sequence[tuple[str, bytes | None]]
+
 
 class Record(Protocol):
     """What `aiokafka.ConsumerRecord` offers of itself here; `timestamp` is epoch milliseconds."""
@@ -20,4 +22,4 @@ class Record(Protocol):
     @property
     def value(self) -> bytes | None: ...  # noqa: D102
     @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...  # noqa: D102
+    def headers(self) -> Headers: ...  # noqa: D102

@@ -1,7 +1,7 @@
 """Device times: the one place where what a device calls a time becomes aware UTC with microseconds."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from math import isfinite
 
@@ -20,15 +20,21 @@ _US_BELOW = 10**17
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _from_iso = datetime.fromisoformat
-_loose = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d[\d:.,]*) ?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
+_loose = re.compile(
+    r"(\d{4})([-/.]?)(\d\d)\2(\d\d)[Tt _](\d\d:?\d\d[\d:.,]*) ?([Zz]|UTC|GMT|[+-]\d\d(?::?\d\d)?)?", re.ASCII
+)
+# Fewer digits could be a day, as 20251005, and would be taken for a second of 1970.
+_count = re.compile(r"\d{9,20}(?:\.\d{1,12})?", re.ASCII)
 
 
-def parse(value: object, *, naive_utc: bool = False, field: str = "timestamp") -> datetime:
+def parse(value: object, *, zone: tzinfo | None = None, field: str = "timestamp") -> datetime:
     """The instant that a device's time names: ISO 8601 text, or a number since 1970 in s, ms, µs or ns by its size.
 
-    Anything finer than a microsecond is cut off, not rounded. Text without a zone is UTC where `naive_utc` says so.
-    Raises `RejectedError` with reason `bad_timestamp` for anything else, and outside `FIRST_YEAR`..`LAST_YEAR`; never
-    makes a time up.
+    The year comes first; between the parts of a day may stand `-`, `/`, `.` or nothing, before the clock `T`, a space
+    or `_`. A number may be text of nine digits or more. Anything finer than a microsecond is cut off, not rounded.
+    Text without a zone is in `zone`: of a local time that a clock shows twice it is the first, and one that it skips
+    is read as if it had not. Raises `RejectedError` with reason `bad_timestamp` for anything else, and outside
+    `FIRST_YEAR`..`LAST_YEAR`; never makes a time up.
     """
     try:
         if value.__class__ is str:
@@ -37,12 +43,12 @@ def parse(value: object, *, naive_utc: bool = False, field: str = "timestamp") -
             moment = _number(value)
         else:
             raise RejectedError("bad_timestamp", f"{field} is {quoted(value)}, not a time")
-        zone = moment.tzinfo
-        if zone is not UTC:
-            if zone is not None:
+        own = moment.tzinfo
+        if own is not UTC:
+            if own is not None:
                 moment = moment.astimezone(UTC)
-            elif naive_utc:
-                moment = moment.replace(tzinfo=UTC)
+            elif zone is not None:
+                moment = moment.replace(tzinfo=zone).astimezone(UTC)
             else:
                 raise RejectedError("bad_timestamp", f"{field} is {quoted(value)}, which has no zone")
     except (ValueError, OverflowError) as error:
@@ -57,20 +63,24 @@ def parse(value: object, *, naive_utc: bool = False, field: str = "timestamp") -
 
 
 def _text(text: str) -> datetime:
-    # Python's parser takes any character between date and time, and a date alone, which is not an instant.
-    if text[10:11] in {"T", " "}:
+    # Python's parser takes any character between date and time, a date alone, which is not an instant, and 12.5 for
+    # half a second past noon.
+    if text[10:11] in {"T", " "} and text[13:14] != ".":
         try:
             return _from_iso(text)
         except ValueError:
             pass  # what RFC 3339 also allows is seen to below
     found = _loose.fullmatch(text)
     if found is None:
-        raise ValueError
-    date, clock, zone = found.groups()
-    return _from_iso(f"{date}T{clock}{(zone or '').upper()}")
+        if _count.fullmatch(text) is None:
+            raise ValueError
+        return _number(Decimal(text))
+    year, _, month, day, clock, zone = found.groups()
+    zone = "Z" if zone in {"UTC", "GMT"} else (zone or "").upper()
+    return _from_iso(f"{year}-{month}-{day}T{clock}{zone}")
 
 
-def _number(value: float) -> datetime:
+def _number(value: float | Decimal) -> datetime:
     if not isfinite(value) or value < 0:
         raise ValueError
     # A float's shortest decimal is what the device wrote; its binary value may lie just below the microsecond meant.

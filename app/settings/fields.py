@@ -13,6 +13,7 @@ VALUE_TYPES: Final = ("INT32", "INT64", "FLOAT", "DOUBLE")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
+_UNSAID: Final = "?"
 _SIZE: Final = re.compile(r"([0-9]+)\s*([kKmMgG]?)(i?)[bB]?")
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3}
 # Rust's words beside Python's: the documents set RUST_LOG.
@@ -81,15 +82,23 @@ def _unique(pairs: Iterator[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _raw_topics(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    topics = _unique(_pairs(value, ":", "TOPIC:DIALECT"))
-    known = dialects.load()
-    for topic, dialect in topics.items():
+def raw_topics(value: Any) -> Any:
+    """Topics and their dialects, from text or as they are; `''` for one that the file of inputs must say.
+
+    Raises `ValueError`.
+    """
+    if isinstance(value, str):
+        # A topic that says itself what is in it, as datalake.sensorData, needs no dialect; nor one of IOTFLOW_INPUTS.
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        named = (part if ":" in part else f"{part}:{dialects.by_topic(part) or _UNSAID}" for part in parts)
+        value = _unique(_pairs(",".join(named), ":", "TOPIC:DIALECT"))
+    known = [*sorted(dialects.load()), dialects.AUTO]
+    topics: dict[str, str] = {}
+    for topic, dialect in value.items():
         _name(topic)
-        if dialect not in known:
-            raise ValueError(f"topic {topic!r} has an unknown dialect {dialect!r}; known: {', '.join(sorted(known))}")
+        topics[topic] = "" if dialect == _UNSAID else dialect
+        if topics[topic] and dialect not in known:
+            raise ValueError(f"topic {topic!r} has an unknown dialect {dialect!r}; known: {', '.join(known)}")
     return topics
 
 
@@ -116,11 +125,11 @@ def _ranges(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     form = "DIALECT.METRIC=LOW..HIGH"
-    known = {name: module.RANGES for name, module in dialects.load().items() if hasattr(module, "decoder")}
+    known = {name: dialects.policy_of(name).metrics for name in dialects.load()}
     ranges: dict[str, dict[str, tuple[float, float]]] = {}
     for name, text in _unique(_pairs(value, "=", form)).items():
         dialect, _, metric = name.partition(".")
-        if metric not in known.get(dialect, ()):
+        if not metric or dialect not in known or (known[dialect] and metric not in known[dialect]):
             allowed = ", ".join(f"{other}.{each}" for other, metrics in known.items() for each in metrics)
             raise ValueError(f"{name!r} has no range that can be set; there are: {allowed}")
         try:
@@ -175,7 +184,7 @@ def _address(value: str) -> str:
 Size = Annotated[int, BeforeValidator(_size)]
 Name = Annotated[str, AfterValidator(_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
-RawTopics = Annotated[dict[str, str], BeforeValidator(_raw_topics)]
+RawTopics = Annotated[dict[str, str], BeforeValidator(raw_topics)]
 Ranges = Annotated[dict[str, dict[str, tuple[float, float]]], BeforeValidator(_ranges)]
 Stores = Annotated[tuple[str, ...], BeforeValidator(_stores)]
 ValueTypes = Annotated[dict[str, str], BeforeValidator(_value_types)]

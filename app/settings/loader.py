@@ -3,18 +3,23 @@
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from app import yaml
 from app.settings import variables
+from app.settings.fields import raw_topics
 from app.settings.models import Settings
 from app.settings.sources import Environment, Found, Url
 from app.settings.variables import Sinks, Variable
+from schemas import dialects, inputs
 from sinks.base import SinkSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 
+INPUTS: Final = "IOTFLOW_INPUTS"
 _FIELD: Final = re.compile(r"`([a-z0-9_.-]+)`")
 _SHOWN_CHARS: Final = 80
 _SHORT_CHARS: Final = 4
@@ -27,6 +32,7 @@ class Loader:
         self._source = Environment(env)
         self._sinks = sinks
         self._found: dict[str, Found] = {}
+        self._read: object = None
         self._variables = {variable.path: variable for variable in variables.every(sinks)}
         for variable in self._variables.values():
             if variable.secret:
@@ -44,6 +50,7 @@ class Loader:
     def settings(self) -> Settings | None:
         """The settings, or None when there are problems."""
         values: dict[str, Any] = {"sinks": {}}
+        self._read = self._document()
         for name, part in Settings.PARTS.items():
             values[name] = self._part(part, f"{name}.") or part.model_construct()
         for name, cls in self._sinks.items():
@@ -57,8 +64,43 @@ class Loader:
         settings = self._check(self._build, "", values)
         if settings is None or self._source.problems:
             return None
-        settings.remember(self._source.secrets)
+        try:
+            found = inputs.parse(self._read, settings.topics.raw, settings.ranges)
+        except inputs.InputsError as error:
+            name = INPUTS if settings.inputs_file else self._name("topics.raw")
+            for problem in error.problems:
+                self._source.problem(f"{name}: {problem}")
+            return None
+        settings.remember(self._source.secrets, found)
         return settings
+
+    def _document(self) -> object:
+        """What the file of inputs says."""
+        found = self._source.get(INPUTS)
+        if found is None:
+            return None
+        try:
+            return yaml.read(Path(found.value))
+        except OSError as error:
+            self._source.problem(f"{found.source}: {found.value} cannot be read ({error.strerror})")
+        except ValueError as error:
+            self._source.problem(f"{found.source}: {found.value}: {error}")
+        return None
+
+    def _raw_topics(self, found: Found | None) -> Found | None:
+        """The topics of the file of inputs, besides the environment's, or instead of the default."""
+        named = self._read.get("topics") if isinstance(self._read, dict) else None
+        if not isinstance(named, dict) or not named:
+            return found
+        # What is wrong with its other parts is said with them.
+        said = {str(name): own.get("dialect") if isinstance(own, dict) else "" for name, own in named.items()}
+        said = {name: dialect if dialect in {*dialects.load(), dialects.AUTO} else "" for name, dialect in said.items()}
+        if found is None:
+            return Found(said, INPUTS, INPUTS)
+        try:
+            return Found({**said, **raw_topics(found.value)}, found.name, f"{found.source} and {INPUTS}")
+        except ValueError:
+            return found
 
     def _build(self, values: dict[str, Any]) -> Settings:
         self._source.values = values
@@ -75,6 +117,8 @@ class Loader:
         values = {}
         for variable in wanted:
             found = self._source.find(variable, url)
+            if variable.path == "topics.raw":
+                found = self._raw_topics(found)
             if found is None:
                 continue
             self._found[variable.path] = found

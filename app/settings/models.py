@@ -8,6 +8,7 @@ from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
+    DirectoryPath,
     Field,
     FilePath,
     PrivateAttr,
@@ -34,6 +35,8 @@ from app.settings.fields import (
     parse_levels,
     setting,
 )
+from schemas import inputs
+from schemas.inputs import Inputs
 from sinks.base import SinkSettings
 
 #: Stages that are not a sink's, with the port each prefers; a sink's file declares its own.
@@ -134,6 +137,7 @@ class Topics(Part):
         json_schema_extra={"default": "as KAFKA_INPUT_TOPIC"},
     )
     dead_letters: Name = setting("iotflow.dead_letters", "IOTFLOW_DEAD_LETTER_TOPIC", text="where dead letters go")
+    registry: Name = setting("iotflow.registry", "IOTFLOW_REGISTRY_TOPIC", text="the data points' own topic")
     partitions: int = setting(
         4, "IOTFLOW_PARTITIONS", text="partitions of a topic that iotflow creates; never changed after", ge=1, le=10_000
     )
@@ -150,10 +154,12 @@ class Topics(Part):
             for topic, field in written.items()
             if topic in self.raw
         ]
-        if field := "raw" if self.dead_letters in self.raw else written.get(self.dead_letters):
-            flaws.append(
-                f"`dead_letters` and `{field}` both name {self.dead_letters!r}: give dead letters a topic of their own"
-            )
+        written |= dict.fromkeys(self.raw, "raw")
+        for own, what in (("dead_letters", "dead letters"), ("registry", "the registry")):
+            name = getattr(self, own)
+            if field := written.get(name):
+                flaws.append(f"`{own}` and `{field}` both name {name!r}: give {what} a topic of their own")
+            written[name] = own
         if flaws:
             raise ValueError("\n".join(flaws))
         return self
@@ -184,6 +190,30 @@ class Retry(Part):
         return self
 
 
+class SchemaRegistry(Part):
+    """Where the schemas of topics with the body `confluent` are."""
+
+    url: TokenUrl | None = setting(None, "SCHEMA_REGISTRY_URL", text="schema registry, for topics of body confluent")
+    user: str | None = setting(None, "SCHEMA_REGISTRY_USER", text="its user")
+    password: SecretStr | None = setting(None, "SCHEMA_REGISTRY_PASSWORD", text="its password")
+    directory: DirectoryPath | None = setting(
+        None, "SCHEMA_REGISTRY_DIR", text="instead of one: directory with ID.avsc, ID.json, ID.desc"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SchemaRegistry":
+        flaws = []
+        if self.url is not None and self.directory is not None:
+            flaws.append("`url` and `directory` are both set: keep one of them")
+        if (self.user is None) is not (self.password is None):
+            flaws.append("`user` and `password` go together: set both or neither")
+        elif self.user is not None and self.url is None:
+            flaws.append("`user` is set without `url`")
+        if flaws:
+            raise ValueError("\n".join(flaws))
+        return self
+
+
 class Settings(BaseSettings):
     """Everything a process is told, checked; made by `app.settings.load`. `sources` says where each value came from."""
 
@@ -195,7 +225,13 @@ class Settings(BaseSettings):
         validate_by_alias=False,
         allow_inf_nan=False,
     )
-    PARTS: ClassVar[Mapping[str, type[Part]]] = {"kafka": Kafka, "topics": Topics, "ceiling": Ceiling, "retry": Retry}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {
+        "kafka": Kafka,
+        "topics": Topics,
+        "ceiling": Ceiling,
+        "retry": Retry,
+        "schema_registry": SchemaRegistry,
+    }
 
     stage: str = setting("", "IOTFLOW_STAGE", text="the stage that `faust -A app.main worker` runs")
     app_prefix: Name = setting("iotflow", "IOTFLOW_APP_PREFIX", text="app ids and consumer groups are PREFIX-STAGE")
@@ -243,10 +279,17 @@ class Settings(BaseSettings):
         "IOTFLOW_RANGES",
         text="what counts as possible: DIALECT.METRIC=LOW..HIGH,…, as telemetry.temperature=-20..50",
     )
+    inputs_file: FilePath | None = setting(
+        None, "IOTFLOW_INPUTS", text="YAML file of what each topic and dialect is believed to say (docs/inputs.md)"
+    )
+    registry_file: FilePath | None = setting(
+        None, "IOTFLOW_REGISTRY", text="YAML file of data points; what their topic says wins over it"
+    )
     kafka: Kafka = Kafka()
     topics: Topics = Topics()
     ceiling: Ceiling = Ceiling()
     retry: Retry = Retry()
+    schema_registry: SchemaRegistry = SchemaRegistry()
     sinks: dict[str, SerializeAsAny[SinkSettings]] = {}
     # Behind `sinks`, which its default is made from.
     stores: Stores = Field(
@@ -259,6 +302,7 @@ class Settings(BaseSettings):
     sources: dict[str, str] = {}
     # Of everything secret that was met, used or not: a password in a URL that something else overrode, for one.
     _secrets: frozenset[str] = PrivateAttr(default=frozenset())
+    _inputs: Inputs | None = PrivateAttr(default=None)
 
     @classmethod
     def settings_customise_sources(
@@ -295,6 +339,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def inputs(self) -> Inputs:
+        """What decode reads, and what is believed of it."""
+        return self._inputs or inputs.parse(None, self.topics.raw, self.ranges)
+
+    @property
     def stages(self) -> list[str]:
         """Every stage there is: the built-in ones and one for each sink."""
         return sorted([*PORTS, *(sink.STAGE for sink in self.sinks.values())])
@@ -328,13 +377,14 @@ class Settings(BaseSettings):
             return int(self.http_addr.rpartition(":")[2])
         return self.web_port or ports[stage]
 
-    def remember(self, secrets: Iterable[str]) -> None:
-        """Take note of secrets that stand in no field."""
+    def remember(self, secrets: Iterable[str], inputs: Inputs) -> None:
+        """Take note of secrets that stand in no field, and of what the file of inputs says."""
         self._secrets = frozenset(secrets)
+        self._inputs = inputs
 
     def secrets(self) -> frozenset[str]:
         """Every secret's value, for `app.logs` to strike out; what is a default is known to everybody anyway."""
-        parts: list[BaseModel] = [self.kafka, *self.sinks.values()]
+        parts: list[BaseModel] = [*(getattr(self, name) for name in self.PARTS), *self.sinks.values()]
         fields = [
             (getattr(part, name), field.default) for part in parts for name, field in type(part).model_fields.items()
         ]

@@ -75,8 +75,8 @@ class Variable(NamedTuple):
         types = _types(self.field.annotation)
         if choices := [str(choice) for kind in types if get_origin(kind) is Literal for choice in get_args(kind)]:
             return f"one of {', '.join(choices)}"
-        if any(isinstance(kind, PathType) for kind in types):
-            return "the path of a file that exists"
+        if paths := [kind.path_type for kind in types if isinstance(kind, PathType)]:
+            return f"the path of a {'directory' if paths[0] == 'dir' else paths[0]} that exists"
         number = "a whole number" if int in types else "a number" if float in types else "text"
         words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
         bounds = [

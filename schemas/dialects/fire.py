@@ -7,19 +7,19 @@ type rejects itself and not its siblings. A time without a zone is UTC. `facilit
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from schemas.dialects import Example, Match, Meta, Walk
-from schemas.payload import extras, fields, is_secret, name, need, number, quoted, text
+from schemas.dialects import Example, Match, Meta, Walk, changed, cut
+from schemas.payload import NAME_CHARS, extras, fields, measured, members, name, object_of, quoted, text
+from schemas.policy import Metric, Policy, Time
 from schemas.reading import CLAMPED, Reading, Rejected, RejectedError, Value
 from schemas.time import parse
 
-MATCH: Final = Match("fire")
+MATCH: Final = Match("fire", topics=("datalake.sensorData", "dataLake.sensorData"))
 
-#: The lowest and the highest value that is stored, by metric.
-BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (-50.0, 100.0),
     "humidity": (0.0, 100.0),
     "smoke_density": (0.0, 999.999),
@@ -27,46 +27,86 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "gas_level": (0.0, 999.999),
 }
 
+POLICY: Final = Policy(
+    metrics={metric: Metric(low=low, high=high, outside="clamp") for metric, (low, high) in _BOUNDS.items()},
+    time=Time(zone="UTC"),
+)
+
 _TAGS: Final = {"facility_id": "facility_id", "equipment_location": "location"}
-_METADATA: Final = "metadata."
-_KNOWN: Final = frozenset({"equipment_id", "measured_at", "metadata", *_TAGS, *BOUNDS})
+_KNOWN: Final = frozenset({"equipment_id", "measured_at", "metadata", *_TAGS, *_BOUNDS})
 
 
-def decode(payload: bytes, _meta: Meta) -> Sequence[Reading | Rejected]:
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The usual payload, checked while it is parsed; one that is more or other than this goes the careful way."""
+
+    equipment_id: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS)]
+    measured_at: str | int | float
+    temperature: float | None = None
+    humidity: float | None = None
+    smoke_density: float | None = None
+    co_level: float | None = None
+    gas_level: float | None = None
+    facility_id: str | None = None
+    equipment_location: str | None = None
+
+
+_read: Final = msgspec.json.Decoder(_Plain).decode
+
+
+def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
     """A payload to its reading, or to why there is none, and why not all of it is in the reading."""
+    try:
+        got = _read(payload)
+        time = parse(got.measured_at, zone=meta.setup.zone, field="measured_at")
+    except ValueError:  # msgspec's, UnicodeDecodeError and RejectedError all are
+        return _carefully(payload, meta)
+    values: dict[str, Value] = {}
+    if got.temperature is not None:
+        values["temperature"] = got.temperature
+    if got.humidity is not None:
+        values["humidity"] = got.humidity
+    if got.smoke_density is not None:
+        values["smoke_density"] = got.smoke_density
+    if got.co_level is not None:
+        values["co_level"] = got.co_level
+    if got.gas_level is not None:
+        values["gas_level"] = got.gas_level
+    if not values:
+        return _carefully(payload, meta)
+    tags: dict[str, str] = {}
+    if got.facility_id is not None:
+        tags["facility_id"] = got.facility_id
+    if got.equipment_location is not None:
+        tags["location"] = got.equipment_location
+    return (Reading("fire", got.equipment_id, time, values, tags=tags, dialect="fire"),)
+
+
+def _carefully(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
     try:
         found = fields(payload)
         device_id = name(found, "equipment_id")
-        time = parse(need(found, "measured_at"), naive_utc=True, field="measured_at")
+        time, flags = meta.time(found.get("measured_at"), "measured_at")
     except RejectedError as error:
         return (error.rejected,)
     rejected: list[Rejected] = []
     values: dict[str, Value] = {}
-    raw: dict[str, Value] = {}
-    for metric, (low, high) in BOUNDS.items():
+    for metric in _BOUNDS:
         value = found.get(metric)
         if value is None:
             continue
         try:
-            measured = value if value.__class__ is float else number(metric, value)
+            values[metric] = measured(metric, value)
         except RejectedError as error:
             rejected.append(error.rejected)
-            continue
-        if low <= measured <= high:
-            values[metric] = float(measured)
-        else:
-            values[metric] = low if measured < low else high
-            raw[metric] = measured
     if not found.keys() <= _KNOWN:
         more, wrong = extras(found, _KNOWN)
         values |= {field: value for field, value in more.items() if value is not None}
         if wrong is not None:
             rejected.append(wrong)
     if not values:
-        return rejected or (Rejected("missing_field", f"none of {', '.join(BOUNDS)} has a value"),)
+        return rejected or (Rejected("missing_field", f"none of {', '.join(_BOUNDS)} has a value"),)
     tags = _tags(found, rejected)
-    flags = [CLAMPED] if raw else []
-    return (Reading("fire", device_id, time, values, tags=tags, raw=raw, dialect="fire", flags=flags), *rejected)
+    return (Reading("fire", device_id, time, values, tags=tags, dialect="fire", flags=flags), *rejected)
 
 
 def _tags(found: Mapping[str, Any], rejected: list[Rejected]) -> dict[str, str]:
@@ -77,22 +117,10 @@ def _tags(found: Mapping[str, Any], rejected: list[Rejected]) -> dict[str, str]:
             rejected.append(Rejected("bad_type", f"{field} is {quoted(value)}, not text"))
         elif value is not None:
             tags[tag] = text(value)
-    metadata = found.get("metadata")
-    if metadata is None:
-        return tags
-    if not isinstance(metadata, dict):
-        rejected.append(Rejected("bad_type", f"metadata is {quoted(metadata)}, not an object"))
-        return tags
-    wrong: Rejected | None = None
-    for field, value in metadata.items():
-        if value is not None and not is_secret(field):
-            try:
-                tags[_METADATA + field] = text(value)
-            except RejectedError as error:
-                wrong = error.rejected
+    more, wrong = members(found, "metadata")
     if wrong is not None:
         rejected.append(wrong)
-    return tags
+    return tags | more
 
 
 def encode(reading: Reading) -> bytes:
@@ -100,8 +128,7 @@ def encode(reading: Reading) -> bytes:
     said: dict[str, object] = {"equipment_id": reading.device_id, "measured_at": reading.time}
     said |= {field: reading.tags[tag] for field, tag in _TAGS.items() if tag in reading.tags}
     said |= reading.values | reading.raw
-    metadata = {tag.removeprefix(_METADATA): value for tag, value in reading.tags.items() if tag.startswith(_METADATA)}
-    if metadata:
+    if metadata := object_of(reading.tags, "metadata"):
         said["metadata"] = metadata
     return msgspec.json.encode(said)
 
@@ -114,10 +141,11 @@ WALKS: Final[Mapping[str, Walk]] = {
     "gas_level": Walk(0.0, 5.0, 0.1, odd=(100.0, 600.0)),
 }
 
-SPOILED: Final[Mapping[str, Mapping[str, object]]] = {
-    "missing_field": {"measured_at": msgspec.UNSET},
-    "bad_timestamp": {"measured_at": "yesterday"},
-    "bad_type": {"equipment_id": 17},
+SPOILED: Final = {
+    "not_json": cut,
+    "missing_field": changed(measured_at=msgspec.UNSET),
+    "bad_timestamp": changed(measured_at="yesterday"),
+    "bad_type": changed(equipment_id=17),
 }
 
 _START: Final = b'{"equipment_id":"EQ001","measured_at":"2024-01-01T12:00:00Z"'
@@ -165,7 +193,7 @@ EXAMPLES: Final = (
         [
             _gives(
                 {"temperature": 100.0, "humidity": 0.0, "co_level": 999.999, "gas_level": 999.999},
-                raw={"temperature": 120, "humidity": -0.5, "gas_level": 1000.0},
+                raw={"temperature": 120.0, "humidity": -0.5, "gas_level": 1000.0},
             )
         ],
     ),

@@ -4,91 +4,80 @@ A value outside its range rejects the whole reading. Fields beyond the five are 
 `channel` as the reading's channel; a secret is dropped. Units are not stated by devices, so none are made up.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
-from schemas.dialects import Decode, Example, Match, Meta, Walk
-from schemas.payload import NAME_CHARS, extras, fields, name, need, number, quoted
+from schemas.dialects import Example, Match, Meta, Walk, changed, cut
+from schemas.payload import NAME_CHARS, extras, fields, measured, name, need
+from schemas.policy import Metric, Policy
 from schemas.reading import Reading, Rejected, RejectedError, Value
 from schemas.time import parse
 
-MATCH: Final = Match("telemetry")
+MATCH: Final = Match("telemetry", origin=re.compile(r"telemetry/[^/]+"))
 
-#: The lowest and the highest value that is believed, by metric.
-RANGES: Final[Mapping[str, tuple[float, float]]] = {
-    "temperature": (-50.0, 100.0),
-    "humidity": (0.0, 100.0),
-    "battery": (0.0, 100.0),
-}
+POLICY: Final = Policy(
+    metrics={
+        "temperature": Metric(low=-50.0, high=100.0),
+        "humidity": Metric(low=0.0, high=100.0),
+        "battery": Metric(low=0.0, high=100.0),
+    },
+    required=("temperature", "humidity", "battery"),
+)
 
-_KNOWN: Final = frozenset({"device_id", "timestamp", "channel", *RANGES})
+_METRICS: Final = POLICY.required
+_KNOWN: Final = frozenset({"device_id", "timestamp", "channel", *_METRICS})
 
 
-def decoder(ranges: Mapping[str, tuple[float, float]]) -> Decode:
-    """`decode` with ranges other than `RANGES`, for the same three metrics."""
-    # A payload of exactly the five fields is checked while it is parsed. Whatever is unusual fails here and goes the
-    # careful way, which alone decides and words the error, so both ways can only agree.
-    plain = msgspec.defstruct(
-        "Plain",
-        [
-            ("device_id", Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS)]),
-            ("timestamp", str | int | float),
-            *(
-                (metric, Annotated[float, msgspec.Meta(ge=ranges[metric][0], le=ranges[metric][1])])
-                for metric in RANGES
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A payload of exactly the five fields, checked while it is parsed.
+
+    Whatever is unusual fails here and goes the careful way, which alone decides and words the error, so both ways can
+    only agree.
+    """
+
+    device_id: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS)]
+    timestamp: str | int | float
+    temperature: float
+    humidity: float
+    battery: float
+
+
+_read: Final = msgspec.json.Decoder(_Plain).decode
+
+
+def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
+    """A payload to its reading, or to why there is none."""
+    try:
+        got = _read(payload)
+        return (
+            Reading(
+                "telemetry",
+                got.device_id,
+                parse(got.timestamp, zone=meta.setup.zone),
+                {"temperature": got.temperature, "humidity": got.humidity, "battery": got.battery},
+                dialect="telemetry",
             ),
-        ],
-        forbid_unknown_fields=True,
-        gc=False,
-    )
-    read: Any = msgspec.json.Decoder(plain).decode
-
-    def decode(payload: bytes, _meta: Meta) -> Sequence[Reading | Rejected]:
-        try:
-            got = read(payload)
-            return (
-                Reading(
-                    "telemetry",
-                    got.device_id,
-                    parse(got.timestamp),
-                    {"temperature": got.temperature, "humidity": got.humidity, "battery": got.battery},
-                    dialect="telemetry",
-                ),
-            )
-        except ValueError:  # msgspec's, UnicodeDecodeError and RejectedError all are
-            return carefully(payload, ranges)
-
-    return decode
+        )
+    except ValueError:  # msgspec's, UnicodeDecodeError and RejectedError all are
+        return _carefully(payload, meta)
 
 
-def carefully(payload: bytes, ranges: Mapping[str, tuple[float, float]]) -> Sequence[Reading | Rejected]:
-    """What `decode` gives, worked out field by field."""
+def _carefully(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
     try:
         found = fields(payload)
         device_id = name(found, "device_id")
-        time = parse(need(found, "timestamp"))
-        values: dict[str, Value] = {metric: _measured(found, metric, ranges[metric]) for metric in RANGES}
+        time, flags = meta.time(found.get("timestamp"))
+        values: dict[str, Value] = {metric: measured(metric, need(found, metric)) for metric in _METRICS}
         channel = name(found, "channel") if found.get("channel", "") not in (None, "") else ""
     except RejectedError as error:
         return (error.rejected,)
     more, wrong = extras(found, _KNOWN)
-    reading = Reading("telemetry", device_id, time, values | more, channel, dialect="telemetry")
+    reading = Reading("telemetry", device_id, time, values | more, channel, dialect="telemetry", flags=flags)
     return (reading,) if wrong is None else (reading, wrong)
-
-
-def _measured(found: Mapping[str, Any], metric: str, believed: tuple[float, float]) -> float:
-    value = number(metric, need(found, metric))
-    low, high = believed
-    if not low <= value <= high:
-        raise RejectedError("out_of_range", f"{metric} is {quoted(value)}, outside {low:g}..{high:g}")
-    return float(value)
-
-
-#: A payload to its readings, or to why there are none.
-decode: Final = decoder(RANGES)
 
 
 def encode(reading: Reading) -> bytes:
@@ -105,9 +94,10 @@ WALKS: Final[Mapping[str, Walk]] = {
     "battery": Walk(40.0, 100.0, 0.05, odd=(0.5, 9.0)),
 }
 
-SPOILED: Final[Mapping[str, Mapping[str, object]]] = {
-    "out_of_range": {"temperature": 999.0},
-    "missing_field": {"humidity": msgspec.UNSET},
+SPOILED: Final = {
+    "not_json": cut,
+    "out_of_range": changed(temperature=999.0),
+    "missing_field": changed(humidity=msgspec.UNSET),
 }
 
 _AT: Final = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
@@ -168,6 +158,8 @@ EXAMPLES: Final = (
     Example(_FIVE.replace(b"2025-10-05T12:34:56Z", b"2025-10-05") + b"}", ["bad_timestamp"]),
     Example(_FIVE.replace(b"2025-10-05T12:34:56Z", b"yesterday") + b"}", ["bad_timestamp"]),
     Example(_FIVE.replace(b"2025", b"1969") + b"}", ["bad_timestamp"]),
-    Example(_FIVE.replace(b'"2025-10-05T12:34:56Z"', b"null") + b"}", ["bad_timestamp"]),
+    Example(_FIVE.replace(b'"2025-10-05T12:34:56Z"', b"null") + b"}", ["missing_field"]),
+    Example(_FIVE.replace(b'"2025-10-05T12:34:56Z"', b"[1]") + b"}", ["bad_timestamp"]),
+    Example(_FIVE.replace(b"2025-10", b"2035-10") + b"}", ["future"]),
     Example(_FIVE + b',"deep":' + b"[" * 5_000 + b"]" * 5_000 + b"}", ["too_large"]),
 )

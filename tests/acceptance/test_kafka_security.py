@@ -170,6 +170,7 @@ def with_topics(env: Env) -> Env:
         "KAFKA_RAW_TOPICS": f"raw.{unique}:telemetry",
         "KAFKA_INPUT_TOPIC": f"in.{unique}",
         "IOTFLOW_DEAD_LETTER_TOPIC": f"dead.{unique}",
+        "IOTFLOW_REGISTRY_TOPIC": f"registry.{unique}",
         "IOTFLOW_PARTITIONS": "1",
     }
 

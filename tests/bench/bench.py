@@ -32,10 +32,11 @@ class Counts(Struct, frozen=True):
     store_stock: int
     latency_s: int
     warm_s: int
+    dialects: int
 
 
-FULL = Counts(3, 600_000, 100_000, 400_000, 60_000, 200_000, 60_000, 30, 7)
-QUICK = Counts(1, 60_000, 10_000, 40_000, 6_000, 40_000, 10_000, 8, 5)
+FULL = Counts(3, 600_000, 100_000, 400_000, 60_000, 200_000, 60_000, 30, 7, 200_000)
+QUICK = Counts(1, 60_000, 10_000, 40_000, 6_000, 40_000, 10_000, 8, 5, 10_000)
 
 
 class Bench:

@@ -6,7 +6,7 @@ from functools import partial
 from msgspec import Struct
 
 from sinks import registry
-from tests.bench import decode, latency, store
+from tests.bench import decode, dialects, latency, store
 from tests.bench.bench import Bench, say
 from tests.bench.figures import Figure
 
@@ -32,7 +32,11 @@ async def peers(bench: Bench) -> list[Figure]:
 
 def _parts() -> dict[str, Part]:
     stages = {name: str(module.Settings.STAGE) for name, module in registry.load().items()}
-    parts = {"consume": Part(decode.consume, 100.0), "decode": Part(decode.decode, 130.0)}
+    parts = {
+        "dialects": Part(dialects.decode_alone, 200.0),
+        "consume": Part(decode.consume, 100.0),
+        "decode": Part(decode.decode, 130.0),
+    }
     for name, stage in stages.items():
         parts[stage] = Part(partial(store.measure, store=name, part=stage), 300.0, [name])
     for name in stages:

@@ -85,7 +85,7 @@ class Spec(Struct):
         """The decoder of the decode stage."""
         settings = self.settings()
         return Decoder(
-            settings.topics.raw,
+            settings.inputs,
             partitions=self.partitions,
             stage="decode",
             version=__version__,

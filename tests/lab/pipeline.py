@@ -80,18 +80,21 @@ class Process:
 
 
 class Pipeline:
-    """Topics and groups of one test, and the stores that `stores` leads to (their variables, with `STORES`)."""
+    """Topics and groups of one test, and the stores that `stores` leads to (their variables, with `STORES`), if any."""
 
-    def __init__(self, servers: str, stores: Mapping[str, str], folder: Path, **more: str) -> None:
+    def __init__(
+        self, servers: str, stores: Mapping[str, str], folder: Path, *, dialect: str = "telemetry", **more: str
+    ) -> None:
         name = unique("p")
         self.folder = folder
         self.raw = f"{name}-raw"
         self.env = {
             "PATH": PATH,
             "KAFKA_BOOTSTRAP_SERVERS": servers,
-            "KAFKA_RAW_TOPICS": f"{self.raw}:telemetry",
+            "KAFKA_RAW_TOPICS": f"{self.raw}:{dialect}",
             "KAFKA_INPUT_TOPIC": f"{name}-decoded",
             "IOTFLOW_DEAD_LETTER_TOPIC": f"{name}-dead",
+            "IOTFLOW_REGISTRY_TOPIC": f"{name}-registry",
             "IOTFLOW_APP_PREFIX": name,
             "IOTFLOW_DATA_DIR": str(folder / "data"),
             "IOTFLOW_WEB_BIND": "127.0.0.1",
@@ -103,11 +106,12 @@ class Pipeline:
         self.settings: Settings = load(self.env)
         self.processes: list[Process] = []
         self._ports: set[int] = set()
+        self._stores = bool(stores)
 
     async def __aenter__(self) -> "Pipeline":
         async with kafka.admin(self.settings) as admin:
             await topics.apply(admin, await topics.plan(admin, topics.wanted(self.settings)))
-        for name in self.settings.stores:
+        for name in self.settings.stores if self._stores else ():
             await registry.load()[name].apply_schema(self.settings.sinks[name])
         return self
 

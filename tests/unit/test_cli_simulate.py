@@ -189,7 +189,7 @@ def test_what_cannot_be_is_a_usage_error(calls: Calls, words: str, sentence: str
 def test_an_unknown_dialect_is_a_usage_error(calls: Calls) -> None:
     done = invoke("--dialect", "klingon")
     assert done.exit_code == 2
-    assert "cannot speak 'klingon', only fire, telemetry" in done.stderr
+    assert "cannot speak 'klingon', only decoded, fire" in done.stderr
     assert not calls
 
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import wire
+from schemas import inputs, wire
 from schemas.decoding import Decoded, Decoder
 from schemas.dialects import Meta
+from schemas.inputs import Input, Inputs
 from schemas.partition import partition_of
 from schemas.reading import Reading, Rejected
 
@@ -45,9 +46,10 @@ def payload(device: str = "dev-1", **more: Any) -> bytes:
 def decoder(speaks: Callable[..., Any] | None = None, **more: Any) -> Decoder:
     """A decoder of topic `raw`; `speaks` becomes the dialect of topic `custom`."""
     options: dict[str, Any] = {"partitions": 12, "stage": "decode", "version": "1.2.3", "max_message_bytes": LIMIT}
-    made = Decoder({"raw": "telemetry", "fires": "fire", "custom": "custom"}, **options | more)
+    made = Decoder(inputs.parse(None, {"raw": "telemetry", "fires": "fire"}), **options | more)
     if speaks is not None:
-        made._decoders = {**made._decoders, "custom": speaks}
+        made._inputs = Inputs({**made._inputs.topics, "custom": Input("custom")})
+        made._speeches["custom"] = msgspec.structs.replace(made._speeches["raw"], dialect="custom", decode=speaks)
     return made
 
 
@@ -139,7 +141,81 @@ def test_a_dialect_knows_the_records_circumstances() -> None:
 
     headers = [("a", b"b")]
     decode(Record(topic="custom", key=b"k", headers=headers), speaks=speaks)
-    assert seen == [Meta("custom", b"k", headers, 1_759_999_999_123)]
+    assert seen == [Meta("custom", b"k", headers, 1_759_999_999_123, seen[0].setup)]
+
+
+def auto(**topics: Any) -> Decoder:
+    """A decoder of topic `mixed`, whose records' original topics say what they speak."""
+    document = {"topics": {"mixed": {"dialect": "auto"}, **topics}}
+    return Decoder(inputs.parse(document, {}), partitions=1, stage="decode", version="1", max_message_bytes=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"headers": [("original_topic", b"telemetry/dev-1")]},
+        {"headers": [("MQTT-Topic", b"telemetry/dev-1")], "key": b"x/y"},
+        {"key": b"telemetry/dev-1"},
+        {"key": b"no topic", "headers": [("iotflow-dialect", b"telemetry")]},
+    ],
+)
+def test_the_original_topic_chooses_where_the_topic_is_auto(said: dict[str, Any]) -> None:
+    """As bridges from MQTT say it: in a header, or as the key; a record's own choice of a dialect comes first."""
+    dialect, (outcome,) = auto().outcomes(Record(payload(), topic="mixed", **said))
+    assert dialect == "telemetry"
+    assert isinstance(outcome, Reading)
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ({"key": None}, "mixed is auto, and the record says neither its dialect nor where it is from"),
+        ({"key": b"who/knows"}, "no dialect claims the original topic 'who/knows'"),
+    ],
+)
+def test_auto_never_guesses(said: dict[str, Any], error: str) -> None:
+    """What nothing says is a letter."""
+    _, (outcome,) = auto().outcomes(Record(payload(), topic="mixed", **said))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "unknown_dialect"
+    assert outcome.error.startswith(error)
+
+
+def test_letters_and_flags_are_counted_by_dialect() -> None:
+    """A letter carries the dialect that refused it, and flags are summed up."""
+    hot = b'{"equipment_id":"E","measured_at":"2024-01-01T12:00:00Z","temperature":120}'
+    decoded = decode(Record(hot, topic="fires"), Record(hot, topic="fires", offset=8), Record(b"?", topic="fires"))
+    assert decoded.flags == {("fire", "clamped"): 2}
+    (dead,) = decoded.letters
+    assert dead.dialect == "fire"
+    assert dict(dead.headers)["iotflow-dlq-dialect"] == b"fire"
+
+
+def test_each_topic_has_its_own_policy() -> None:
+    """The same dialect may be believed more on one topic than on another."""
+    document = {
+        "dialects": {"telemetry": {"policy": {"metrics": {"temperature": {"high": 60}}}}},
+        "topics": {
+            "strict": {"dialect": "telemetry", "policy": {"metrics": {"temperature": {"high": 20, "outside": "flag"}}}},
+            "loose": {"dialect": "telemetry"},
+        },
+    }
+    made = Decoder(inputs.parse(document, {}), partitions=1, stage="d", version="1", max_message_bytes=LIMIT)
+    _, (flagged,) = made.outcomes(Record(payload(temperature=50.0), topic="strict"))
+    assert flagged.flags == ["out_of_range"]
+    _, (fine,) = made.outcomes(Record(payload(temperature=50.0), topic="loose"))
+    assert not fine.flags
+    _, (asked,) = made.outcomes(
+        Record(payload(temperature=70.0), topic="strange", headers=[("iotflow-dialect", b"telemetry")])
+    )
+    assert asked.reason == "out_of_range"
+
+
+def test_a_dialect_that_must_be_told_something_is_a_letter_where_nothing_tells_it() -> None:
+    """A header may ask for any dialect, also for one that only options make complete."""
+    _, (refused,) = decoder().outcomes(Record(payload(), headers=[("iotflow-dialect", b"json")]))
+    assert refused.reason == "unknown_dialect"
+    assert refused.error.startswith("the dialect json needs options, which nothing says for raw")
 
 
 # -- what becomes a letter ---------------------------------------------------------------------------------------------
@@ -179,7 +255,7 @@ def test_an_unknown_dialect_is_a_letter(record: Record, says: bytes) -> None:
     reason, _, headers = the_letter(decode(record))
     assert reason == "unknown_dialect"
     assert headers["iotflow-dlq-error"].startswith(says)
-    assert b"fire, telemetry" in headers["iotflow-dlq-error"]
+    assert b"known: decoded, fire, " in headers["iotflow-dlq-error"]
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])

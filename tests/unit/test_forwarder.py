@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.decode import Forwarder, decode
+from schemas import inputs
+from schemas.confluent import Schemas
 from schemas.deadletter import Letter
 from schemas.decoding import Decoder, Item
 from schemas.partition import partition_of
 from sinks.ceiling import Ceiling
+from sinks.contracts import Breaker
 from tests.lab.virtual import virtual
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
@@ -104,15 +107,21 @@ class Telemetry:
     def __init__(self) -> None:
         self.chunks: list[tuple[int, int, int]] = []
         self.reasons: dict[str, int] = {}
+        self.flags: dict[tuple[str, str], int] = {}
         self.ceilings: list[bool] = []
 
     def decoded(self, records: int, readings: int, rejected: int) -> None:
         """Keep."""
         self.chunks.append((records, readings, rejected))
 
-    def dead(self, reason: str, letters: int) -> None:
+    def dead(self, reason: str, letters: int, dialect: str = "") -> None:
         """Count."""
+        assert dialect == "telemetry"
         self.reasons[reason] = self.reasons.get(reason, 0) + letters
+
+    def flagged(self, dialect: str, flag: str, readings: int) -> None:
+        """Count."""
+        self.flags[dialect, flag] = self.flags.get((dialect, flag), 0) + readings
 
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """Keep."""
@@ -149,20 +158,53 @@ class Held:
         self.bench.released.append(self)
 
 
+class Registry:
+    """A registry of schemas, all of them JSON; answers while its gate is open."""
+
+    def __init__(self) -> None:
+        self.schemas = Schemas()
+        self.gate = asyncio.Event()
+        self.asked: list[set[int]] = []
+        self.unknown: set[int] = set()
+        self.fails: Fault = None
+
+    async def fetch(self, wanted: set[int]) -> None:
+        """Learn schemas."""
+        self.asked.append(wanted)
+        await self.gate.wait()
+        if self.fails is not None:
+            raise self.fails
+        for number in wanted - self.unknown:
+            self.schemas.put(number, "JSON", "{}")
+
+
 class Bench:
     """A forwarder with everything around it."""
 
-    def __init__(self, ceiling: Ceiling | None = None) -> None:
+    def __init__(self, ceiling: Ceiling | None = None, registry: "Registry | None" = None) -> None:
         self.producer = Producer()
         self.letters = Letters()
         self.telemetry = Telemetry()
         self.faults: list[BaseException] = []
         decoder = Decoder(
-            {"raw": "telemetry"}, partitions=PARTITIONS, stage="decode", version="1", max_message_bytes=10_000
+            inputs.parse({"topics": {"raw": {"body": "confluent"}}} if registry else None, {"raw": "telemetry"}),
+            partitions=PARTITIONS,
+            stage="decode",
+            version="1",
+            max_message_bytes=10_000,
+            schemas=registry.schemas if registry else None,
         )
         self.forwarder = Forwarder(
-            decoder, "decoded", self.producer, self.letters, self.telemetry, self.faults.append, ceiling=ceiling
+            decoder,
+            "decoded",
+            self.producer,
+            self.letters,
+            self.telemetry,
+            self.faults.append,
+            ceiling=ceiling,
+            fetch=registry.fetch if registry else None,
         )
+        self.frame = b""
         self.put_in: list[Held] = []
         self.acked: list[Held] = []
         self.released: list[Held] = []
@@ -173,7 +215,7 @@ class Bench:
         records = []
         for device in devices:
             said = {"device_id": device, "timestamp": AT, "temperature": 1.0, "humidity": 2.0, "battery": 3.0}
-            value = b"\x00no" if device.startswith("bad") else msgspec.json.encode(said)
+            value = b"\x00no" if device.startswith("bad") else self.frame + msgspec.json.encode(said)
             records.append(Record(self._offset, value, device.encode()))
             self._offset += 1
         held = Held(self, records, generation)
@@ -304,7 +346,7 @@ def _fail(bench: Bench, where: str, error: Fault) -> None:
         case "letters":
             bench.letters.fails = error
         case "decoding":
-            bench.forwarder.decoder._decode = lambda _: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+            bench.forwarder.decoder.outcomes = lambda _: 1 / 0  # type: ignore[method-assign,assignment,return-value]
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), asyncio.CancelledError()], ids=["error", "cancelled by the client"])
@@ -407,6 +449,106 @@ async def test_a_put_that_is_cancelled_lets_go_of_its_chunk() -> None:
     bench.producer.gate.set()
     await asyncio.sleep(1)
     assert bench.acked == bench.put_in[:3]
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_chunk_waits_for_the_schemas_of_its_payloads() -> None:
+    """Not ready while the registry is away, in order when it is back, and asked once for what is known then."""
+    bench = Bench(registry=(registry := Registry()))
+    bench.frame = b"\0\0\0\0\5"
+    first = await bench.put("d", "e")
+    bench.frame = b"\0\0\0\0\6"
+    second = await bench.put("d")
+    assert bench.forwarder.ready
+    assert bench.forwarder.state is Breaker.CLOSED
+    await asyncio.sleep(100)
+    assert not bench.forwarder.ready
+    assert bench.forwarder.state is Breaker.OPEN
+    assert bench.producer.logs == {}
+    assert bench.letters.sent == bench.acked == []
+    registry.gate.set()
+    await asyncio.sleep(1)
+    assert bench.forwarder.ready
+    assert bench.forwarder.state is Breaker.CLOSED
+    assert bench.acked == [first, second]
+    assert registry.asked == [{5}, {6}]
+    bench.frame = b"\0\0\0\0\5"
+    await bench.put("d")
+    await asyncio.sleep(1)
+    assert len(bench.acked) == 3
+    assert len(registry.asked) == 2
+    log = bench.producer.logs[partition_of("d", PARTITIONS)]
+    sources = [dict(item.headers)["iotflow-src"] for item in log if item.key == b"d"]
+    assert sources == [b"raw/0/0/0", b"raw/0/2/0", b"raw/0/3/0"]
+    assert bench.letters.sent == []
+
+
+@virtual
+async def test_a_schema_that_the_registry_does_not_know_makes_letters() -> None:
+    """Of its payloads alone; those without a frame are asked about by nobody."""
+    bench = Bench(registry=(registry := Registry()))
+    registry.gate.set()
+    registry.unknown = {7}
+    bench.frame = b"\0\0\0\0\7"
+    await bench.put("d", "bad")
+    bench.frame = b""
+    await bench.put("d")
+    bench.frame = b"\0\0\0\0\5"
+    await bench.put("d")
+    await asyncio.sleep(1)
+    assert len(bench.acked) == 3
+    assert [dead.reason for dead in bench.letters.sent] == ["unknown_schema", "undecodable", "undecodable"]
+    assert registry.asked == [{7}, {5}]
+    assert len(bench.producer.acknowledged) == 1
+
+
+@virtual
+async def test_a_drain_lets_go_of_what_waits_for_a_schema() -> None:
+    """At its deadline, with nothing queued at Kafka: that is no fault; the next generation waits and goes on."""
+    bench = Bench(registry=(registry := Registry()))
+    bench.frame = b"\0\0\0\0\5"
+    for _ in range(3):
+        await bench.put("d")
+    await asyncio.sleep(1)
+    bench.drain(5)
+    await asyncio.sleep(4.9)
+    assert bench.released == []
+    await asyncio.sleep(0.2)
+    assert set(bench.released) == set(bench.put_in)
+    assert bench.forwarder.ready
+    held = await bench.put("d", generation=2)
+    await asyncio.sleep(1)
+    assert not bench.forwarder.ready
+    registry.gate.set()
+    await asyncio.sleep(1)
+    assert bench.acked == [held]
+    assert bench.faults == []
+
+
+@virtual
+async def test_an_error_while_fetching_ends_the_process() -> None:
+    """It is ours: an outage is waited for there."""
+    bench = Bench(registry=(registry := Registry()))
+    registry.gate.set()
+    registry.fails = ValueError("ours")
+    bench.frame = b"\0\0\0\0\5"
+    held = await bench.put("d")
+    await asyncio.sleep(1)
+    assert bench.faults == [registry.fails]
+    assert bench.released == [held]
+
+
+@virtual
+async def test_topics_without_frames_are_asked_about_by_nobody() -> None:
+    """Whatever their payloads begin with."""
+    bench = Bench(registry=(registry := Registry()))
+    records = [Record(0, b"\0\0\0\0\5{}"), Record(1, b"\0\0\0\0\6{}", topic="other"), Record(2, b"")]
+    assert bench.forwarder.decoder.wanted(records) == {5}
+    assert Bench().forwarder.decoder.wanted(records) == set()
+    assert registry.asked == []
 
 
 # -- the ceiling -------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ OPEN = {"breaker": Breaker.OPEN, "taking": False}
         ({"taking": False}, ["the destination has not been reached yet"]),
         ({"ceiling": True, "taking": False}, ["most records are refused, so intake is stopped"]),
         ({"stopping": True}, ["stopping"]),
+        ({"unread": ("registry",)}, ["the topic registry has not been read yet"]),
         ({"stopping": True, "rebalancing": True, **OPEN}, ["stopping", "rebalancing", "the destination is away"]),
     ],
 )
@@ -154,7 +155,7 @@ class Worker:
         self.stage = stage
         self.telemetry = Telemetry(stage, "timescale")
         self.work = SimpleNamespace(ceiling=Ceiling(), ready=True, state=Breaker.CLOSED, remedy="")
-        self.parts: Any = SimpleNamespace(work=self.work)
+        self.parts: Any = SimpleNamespace(work=self.work, feeds=[])
         self.watchdog = Watchdog(60.0)
         self.coordinator = SimpleNamespace(generation=3, _coordination_task=asyncio.get_running_loop().create_future())
 
@@ -292,10 +293,17 @@ async def test_pages_of_a_worker_that_is_given_up(worker: Worker, web: TestClien
     assert len(body["reasons"]) == 1
 
 
+async def test_a_topic_that_is_not_read_yet_is_named(worker: Worker) -> None:
+    worker.join()
+    worker.parts.feeds = [SimpleNamespace(topic="rules", ready=False), SimpleNamespace(topic="registry", ready=True)]
+    assert readiness(health.refresh(worker)) == ["the topic rules has not been read yet"]
+    assert worker.telemetry.value(READY) == 0
+
+
 @pytest.mark.parametrize("worker", ["decode"], indirect=True)
 async def test_a_decode_worker_has_no_breaker(worker: Worker) -> None:
     worker.join()
-    worker.parts = SimpleNamespace(work=SimpleNamespace(ceiling=Ceiling(), ready=True))
+    worker.parts = SimpleNamespace(work=SimpleNamespace(ceiling=Ceiling(), ready=True), feeds=[])
     assert health.refresh(worker).breaker is Breaker.CLOSED
     assert worker.telemetry.value(READY) == 1
 

@@ -259,8 +259,8 @@ def test_a_wrong_url_is_refused_unseen(url: str) -> None:
         ({"IOTFLOW_GROUP_DECODE": "iotflow-api"}, "IOTFLOW_GROUP_API and IOTFLOW_GROUP_DECODE make both stages the"),
         ({"KAFKA_BROKERS": "kafka"}, "KAFKA_BROKERS is 'kafka': must be HOST:PORT"),
         ({"KAFKA_BROKERS": "kafka:99999"}, "KAFKA_BROKERS is 'kafka:99999': must be HOST:PORT"),
-        ({"KAFKA_RAW_TOPICS": "a:b"}, "KAFKA_RAW_TOPICS is 'a:b': topic 'a' has an unknown dialect 'b'; known: fire"),
-        ({"KAFKA_RAW_TOPICS": "a"}, "KAFKA_RAW_TOPICS is 'a': must be TOPIC:DIALECT"),
+        ({"KAFKA_RAW_TOPICS": "a:b"}, "KAFKA_RAW_TOPICS is 'a:b': topic 'a' has an unknown dialect 'b'; known: "),
+        ({"KAFKA_RAW_TOPICS": "a"}, "KAFKA_RAW_TOPICS: topics.a: nothing says which dialect it speaks"),
         ({"KAFKA_RAW_TOPICS": "a:fire,a:telemetry"}, "KAFKA_RAW_TOPICS is 'a:fire,a:telemetry': names 'a' twice"),
         ({"KAFKA_INPUT_TOPIC": "raw_iot_data"}, "KAFKA_RAW_TOPICS and KAFKA_INPUT_TOPIC both name 'raw_iot_data'"),
         ({"KAFKA_OUTPUT_TOPIC": "raw_iot_data"}, "KAFKA_RAW_TOPICS and KAFKA_OUTPUT_TOPIC both name 'raw_iot_data'"),
@@ -520,6 +520,9 @@ def test_no_view_has_a_secret(tmp_path: Path) -> None:
             "TIMESCALE_PASSWORD": "own-s3cr3t",
             "POSTGRES_PASSWORD": "unused-s3cr3t",
             "DATABASE_URL": URL,
+            "SCHEMA_REGISTRY_URL": "https://schemas",
+            "SCHEMA_REGISTRY_USER": "reader",
+            "SCHEMA_REGISTRY_PASSWORD": "schemas-s3cr3t",
         }
     )
     views = [
@@ -532,7 +535,8 @@ def test_no_view_has_a_secret(tmp_path: Path) -> None:
     ]
 
     assert not [view for view in views if "s3cr3t" in view]
-    assert {"k4fk4s3cr3t", "f1l3s3cr3t", "own-s3cr3t", "unused-s3cr3t", SECRET, URL} == settings.secrets()
+    said = {"k4fk4s3cr3t", "f1l3s3cr3t", "own-s3cr3t", "unused-s3cr3t", "schemas-s3cr3t", SECRET, URL}
+    assert said == settings.secrets()
     assert settings.public()["kafka.sasl_oauth_client_secret"]["value"] is None
 
 

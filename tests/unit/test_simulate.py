@@ -11,12 +11,11 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from app import ledger, simulate
 from app.fleet import Disorder, Fleet
 from app.simulate import Plan, Summary
-from schemas import dialects
-from schemas.dialects import Meta
 from schemas.partition import partition_of
 from schemas.reading import Rejected
+from tests.lab import speech
 
-META = Meta("raw_iot_data", None, [], 1_759_622_400_000)
+NOW_MS = time.time_ns() // 1_000_000
 
 
 class Batch:
@@ -124,13 +123,12 @@ async def test_a_run_sends_the_count_and_writes_down_where_each_is(broker: Broke
     entries = list(ledger.read(path))
     assert len(entries) == 2_500
     assert len({(entry.partition, entry.offset) for entry in entries}) == 2_500
-    decode = dialects.load()["telemetry"].decode
     for entry in entries:
         assert entry.topic == "raw"
         key, payload, headers = broker.topics["raw"][entry.partition][entry.offset]
         assert headers == [("iotflow-dialect", b"telemetry")]
         assert partition_of(key.decode(), 3) == entry.partition
-        (outcome,) = decode(payload, META)
+        (outcome,) = speech.decode("telemetry", payload, received_ms=NOW_MS)
         if isinstance(entry, ledger.Good):
             assert outcome == entry.reading
         else:
@@ -213,7 +211,7 @@ async def test_fleets_send_at_once_each_to_its_topic(broker: Broker, tmp_path: A
         for entry in ledger.read(path, topic):
             key, payload, headers = broker.topics[topic][entry.partition][entry.offset]
             assert headers == [("iotflow-dialect", dialect.encode())]
-            (outcome,) = dialects.load()[dialect].decode(payload, META)
+            (outcome,) = speech.decode(dialect, payload, received_ms=NOW_MS)
             if isinstance(entry, ledger.Good):
                 assert outcome == entry.reading
                 assert entry.reading.device_id == key.decode()

@@ -121,7 +121,7 @@ def test_what_delivery_tells() -> None:
     assert telemetry.value(t.BATCHES) == 2
     assert telemetry.value(t.READINGS, "stored") == 250
     assert telemetry.value(t.READINGS, "dead") == 3
-    assert telemetry.value(t.DEAD_LETTERS, "not_finite") == 2
+    assert telemetry.value(t.DEAD_LETTERS, "", "not_finite") == 2
     assert telemetry.value(t.FAILURES) == telemetry.value(t.WRITE_FAILURES, "retry") == 1
     assert telemetry.value(t.BATCH_SIZE) == 50
     assert telemetry.value(t.UTILISATION) == 0.01
@@ -155,6 +155,8 @@ def test_what_decode_tells(records: int, readings: int, rejected: int, valid: in
     assert telemetry.value(t.VALID) == valid
     assert telemetry.value(t.INVALID) == invalid
     assert telemetry.value(t.READINGS, "decoded") == readings
+    telemetry.flagged("fire", "clamped", 3)
+    assert telemetry.value(t.FLAGS, "fire", "clamped") == 3
 
 
 def test_gauges() -> None:
@@ -191,9 +193,9 @@ def test_a_partition_that_moved_away_is_no_longer_shown() -> None:
 def test_a_label_may_hold_anything() -> None:
     telemetry = Telemetry("decode")
     telemetry.dead('"\\\n{}', 1)
-    telemetry.dead("", 2)
-    assert sample(telemetry, "iotflow_dead_letters_total", stage="decode", reason='"\\\n{}') == 1
-    assert sample(telemetry, "iotflow_dead_letters_total", stage="decode", reason="") == 2
+    telemetry.dead("", 2, "fire")
+    assert sample(telemetry, "iotflow_dead_letters_total", stage="decode", dialect="", reason='"\\\n{}') == 1
+    assert sample(telemetry, "iotflow_dead_letters_total", stage="decode", dialect="fire", reason="") == 2
 
 
 def test_the_sink_may_be_named_later() -> None:

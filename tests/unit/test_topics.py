@@ -30,22 +30,32 @@ def test_every_topic_of_the_settings_is_wanted() -> None:
         decoded="in",
         decode_output="out",
         dead_letters="dead",
+        registry="registry",
         partitions=6,
         max_message_bytes=2_000_000,
     )
     found = {topic.name: topic for topic in wanted(Settings(topics=topics))}
-    assert set(found) == {"a", "b", "in", "out", "dead"}
-    assert {topic.partitions for topic in found.values()} == {6}
+    assert set(found) == {"a", "b", "in", "out", "dead", "registry"}
+    assert {topic.partitions for name, topic in found.items() if name != "registry"} == {6}
     assert {name for name, topic in found.items() if topic.keyed} == {"in", "out"}
     week = {"cleanup.policy": "delete", "retention.ms": str(7 * DAY_MS), "max.message.bytes": "2000000"}
     assert all(found[name].config == week for name in ("a", "b", "in", "out"))
     # A letter is the record it is about, and its headers.
     month = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS), "max.message.bytes": str(2_000_000 + 65_536)}
     assert found["dead"].config == month
+    # Every process reads all of it at each start: in one order, and without what is long outdated.
+    assert found["registry"].partitions == 1
+    assert found["registry"].config == {
+        "cleanup.policy": "compact",
+        "min.cleanable.dirty.ratio": "0.1",
+        "segment.ms": "600000",
+        "max.message.bytes": "2000000",
+    }
 
 
 def test_a_topic_named_twice_is_wanted_once() -> None:
-    assert [topic.name for topic in wanted(Settings())] == ["raw_iot_data", "decoded_iot_data", "iotflow.dead_letters"]
+    names = [topic.name for topic in wanted(Settings())]
+    assert names == ["raw_iot_data", "decoded_iot_data", "iotflow.dead_letters", "iotflow.registry"]
 
 
 @pytest.mark.parametrize(("replicas", "in_sync"), [(1, None), (2, None), (3, "2"), (5, "2")])
@@ -88,6 +98,11 @@ def test_a_setting_the_broker_does_not_report_is_set() -> None:
         ("max.message.bytes", "2000000", "1048588", False),
         ("max.message.bytes", "2000000", "9000000", True),
         ("min.insync.replicas", "2", "1", False),
+        ("segment.ms", "600000", "604800000", False),
+        ("segment.ms", "600000", "600000", True),
+        ("segment.ms", "600000", "60000", True),
+        ("min.cleanable.dirty.ratio", "0.1", "0.5", False),
+        ("min.cleanable.dirty.ratio", "0.1", "0.1", True),
         ("cleanup.policy", "delete", "delete", True),
         ("cleanup.policy", "delete", "compact", False),
         ("cleanup.policy", "delete", "compact,delete", False),
@@ -116,6 +131,32 @@ def test_where_no_device_owns_a_partition_the_reason_is_another() -> None:
     reason = the_only_refusal(compare([raw], there(raw, partitions=1))).reason
     assert reason.startswith("has 1 partition, 4 wanted")
     assert "owns a device" not in reason
+
+
+def test_what_every_process_reads_whole_stays_in_one_partition() -> None:
+    """The reason and the remedy are its own: IOTFLOW_PARTITIONS says nothing of it."""
+    topic = Topic("registry", 1, {}, whole=True)
+    reason = the_only_refusal(compare([topic], there(topic, partitions=3))).reason
+    assert reason.startswith("has 3 partitions, 1 wanted")
+    assert "reads it whole" in reason
+    assert "IOTFLOW_PARTITIONS" not in reason
+    assert "iotflow registry" in reason
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"registry": "raw"}, "`registry` and `raw` both name 'raw'"),
+        ({"registry": "in"}, "`registry` and `decoded` both name 'in'"),
+        ({"registry": "out"}, "`registry` and `decode_output` both name 'out'"),
+        ({"registry": "dead"}, "`registry` and `dead_letters` both name 'dead'"),
+        ({"dead_letters": "raw"}, "`dead_letters` and `raw` both name 'raw'"),
+    ],
+)
+def test_no_two_uses_share_a_topic(names: dict[str, str], said: str) -> None:
+    given = {"raw": {"raw": "telemetry"}, "decoded": "in", "decode_output": "out", "dead_letters": "dead"}
+    with pytest.raises(ValueError, match=said):
+        Topics.model_validate({**given, **names}, by_name=True)
 
 
 def test_what_is_not_refused_of_a_topic_is_still_changed() -> None:

@@ -1,7 +1,9 @@
-"""Wire version 1."""
+"""Wire version 1, and the older shapes that `read` takes too."""
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +82,60 @@ def test_anything_else_is_rejected(value: bytes | None) -> None:
 
 def test_unknown_members_of_a_later_minor_version_are_passed_over() -> None:
     assert wire.read(SMALL[:-1] + b',"later":[1]}') == wire.read(SMALL)
+
+
+OLDER = {"timestamp": "2025-10-05T12:34:56.123456", "mac_address": "e4fd45f654be", "value": "27.93 °C"}
+
+
+def test_an_older_shape_is_read() -> None:
+    reading = Reading(
+        "telemetry", "f2-e4fd45f654be", AT, {"unknown": 27.93}, units={"unknown": "°C"}, dialect="decoded"
+    )
+    again = wire.read(msgspec.json.encode(OLDER))
+    assert repr(again) == repr(reading)
+    assert wire.read(wire.write(again)) == again
+
+
+def test_an_older_shape_is_believed_whenever_it_is_from() -> None:
+    assert wire.read(msgspec.json.encode(OLDER | {"timestamp": "2199-12-31T00:00:00Z"})).time.year == 2199
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"mac_address": None}, "none of mac_address, device_id, deviceid says the device"),
+        ({"timestamp": "noon"}, "timestamp is 'noon'"),
+        ({"timestamp": None}, "timestamp is missing"),
+        ({"value": [1]}, "value is an array"),
+        ({"v": 1}, "missing required field `measurement`"),
+        ({"v": 2}, "Invalid value 2"),
+        ({"v": None}, "Expected `int`"),
+    ],
+)
+def test_the_error_says_what_is_wrong(said: dict[str, object], why: str) -> None:
+    with pytest.raises(RejectedError, match=re.escape(why)) as caught:
+        wire.read(msgspec.json.encode(OLDER | said))
+    assert caught.value.rejected.reason == "wire"
+
+
+anything = st.recursive(
+    values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6
+)
+fields = st.sampled_from([*OLDER, "v", "measurement", "device_id", "time", "values", "pin", "topic", "unit", "raw"])
+
+
+@given(value=st.binary() | st.dictionaries(fields, anything).map(lambda said: msgspec.json.encode(OLDER | said)))
+def test_any_record_is_read_or_rejected(value: bytes) -> None:
+    rejected = None
+    try:
+        reading = wire.read(value)
+    except RejectedError as error:
+        rejected = error.rejected
+    if rejected is None:
+        assert repr(wire.read(wire.write(reading))) == repr(reading)
+    else:
+        assert rejected.reason == "wire"
+        assert len(rejected.error) < 500
 
 
 def test_headers() -> None:

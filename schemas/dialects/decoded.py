@@ -1,0 +1,358 @@
+"""The `decoded` dialect: readings that somebody else has decoded, in wire version 1 or one of three older shapes.
+
+Wire version 1 stays what it is, whatever dialect it says; only secrets among its metrics and tags, and flags that there
+are not, are dropped. A record without `v` has one value, and for its parts any mixture of the older shapes' names:
+
+    timestamp   when; without a zone, in UTC
+    device      mac_address, device_id or deviceid: a MAC address becomes f2-MAC, a number N becomes device_N
+    metric      data_point_label, component_type or datapointid; else `unknown`
+    value       a number, a text of one with its unit, a boolean, or null; it must be there
+    unit        unless it is empty, it counts over the one in the value's text
+    mode, pin   mode or connector_mode; pin or pin_position; `unknown` and -1 mean that they are not known
+    topic       original_topic or topic, which is kept as a tag
+
+The channel is MODE/CONNECTOR/PIN as in the `iot-gateway` dialect. The connector is in the topic, and so are mode and
+pin where the record does not say them. A mode that nobody says is `unknown`, a connector or pin empty, and the channel
+is empty where all of them are. A text that is no number becomes null, flagged, itself in `raw`. All else in such a
+record, as `raw_data`, is dropped.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
+from math import isfinite
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from schemas import units
+from schemas.dialects import Example, Match, Meta, Walk, changed, cut
+from schemas.payload import NAME_CHARS, fields, is_secret, name, need, quoted
+from schemas.payload import device as canonical
+from schemas.policy import Policy, Time
+from schemas.reading import EXACT_INTEGER, FLAGS, UNPARSABLE, Reading, Rejected, RejectedError, Value, flaw
+
+MATCH: Final = Match("decoded")
+
+POLICY: Final = Policy(time=Time(zone="UTC"))
+
+# In each, the first that is said counts.
+_DEVICE: Final = ("mac_address", "device_id", "deviceid")
+_METRIC: Final = ("data_point_label", "component_type", "datapointid")
+_MODE: Final = ("mode", "connector_mode")
+_PIN: Final = ("pin", "pin_position")
+_ORIGIN: Final = ("original_topic", "topic")
+
+_UNKNOWN: Final = "unknown"
+_NO_PIN: Final = "-1"
+_TOPIC_TAG: Final = "original_topic"
+_MAC: Final = re.compile(
+    r"(?:f2-)?([0-9a-f]{12}|[0-9a-f]{2}([:. -])[0-9a-f]{2}(?:\2[0-9a-f]{2}){4}"
+    r"|[0-9a-f]{4}([:. -])[0-9a-f]{4}\3[0-9a-f]{4})",
+    re.ASCII | re.IGNORECASE,
+)
+_SEPARATORS: Final = re.compile("[:. -]")
+_TOPIC: Final = re.compile(
+    r"(?:cmnd|stat|tele)/f2-[0-9a-fA-F]{12}/([A-Za-z0-9_.-]+)/[Jj]?(\d{1,2})/"
+    r"((sensor|strike|reader|motion-sensor|siren)-(\d{1,2})|door-sensors|exit-buttons)",
+    re.ASCII,
+)
+_TOPIC_CHARS: Final = 200
+
+_read: Final = msgspec.json.Decoder(Reading).decode
+
+
+class _Place(NamedTuple):
+    """What a topic says of the channel; `number` is the one that the pin's name ends in."""
+
+    mode: str = ""
+    connector: str = ""
+    pin: str = ""
+    number: str = ""
+
+
+_NOWHERE: Final = _Place()
+
+
+def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
+    """A payload to its one reading, or to why there is none."""
+    try:
+        found = fields(payload)
+        return (_current(payload) if "v" in found else _older(found, meta),)
+    except RejectedError as error:
+        return (error.rejected,)
+
+
+def _current(payload: bytes) -> Reading:
+    try:
+        reading = _read(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RejectedError("wire", f"the record is no reading of wire version 1: {error}") from error
+    for members in (reading.values, reading.units, reading.tags, reading.raw):
+        for member in [member for member in members if is_secret(member)]:
+            del members[member]
+    # They label a metric.
+    reading.flags[:] = [flag for flag in reading.flags if flag in FLAGS]
+    rejected = flaw(reading) or _too_long(reading)
+    if rejected is not None:
+        raise RejectedError(rejected.reason, rejected.error)
+    try:
+        return replace(reading, time=reading.time.astimezone(UTC))
+    except OverflowError as error:
+        raise RejectedError("bad_timestamp", f"time {reading.time} is outside the calendar in UTC") from error
+
+
+def _too_long(reading: Reading) -> Rejected | None:
+    names = (reading.measurement, reading.device_id, reading.channel, *reading.values, *reading.tags)
+    longest = max(map(len, names))
+    if longest <= NAME_CHARS:
+        return None
+    return Rejected("too_large", f"a name has {longest} characters, more than {NAME_CHARS}")
+
+
+def _older(found: Mapping[str, Any], meta: Meta) -> Reading:
+    device_id = _device(found)
+    time, flags = meta.time(found.get("timestamp"))
+    metric = _name(found, _METRIC) or _UNKNOWN
+    if is_secret(metric):
+        raise RejectedError("not_telemetry", f"the record is of {quoted(metric)}, which is a secret")
+    topic = _text(found, _ORIGIN)
+    value, unit, raw = _value(need(found, "value"), meta)
+    unit = _text(found, ("unit",)).strip() or unit
+    if raw is not None:
+        flags.append(UNPARSABLE)
+    return Reading(
+        "telemetry",
+        device_id,
+        time,
+        {metric: value},
+        _channel(
+            _name(found, _MODE), _name(found, _PIN), _place(topic) if 0 < len(topic) <= _TOPIC_CHARS else _NOWHERE
+        ),
+        {metric: unit} if unit else {},
+        {_TOPIC_TAG: topic} if topic else {},
+        {metric: raw} if raw is not None else {},
+        "decoded",
+        flags,
+    )
+
+
+def _said(found: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
+    for field in names:
+        value = found.get(field)
+        if value is not None and value != "":
+            return field, value
+    return names[0], None
+
+
+def _text(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    field, value = _said(found, names)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise RejectedError("bad_type", f"{field} is {quoted(value)}, not text")
+
+
+def _name(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A part's name, `''` when it is not said; the newest shape has numbers for names."""
+    field, value = _said(found, names)
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return name({field: value}, field)
+
+
+def _device(found: Mapping[str, Any]) -> str:
+    field, value = _said(found, _DEVICE)
+    if value is None:
+        raise RejectedError("missing_field", f"none of {', '.join(_DEVICE)} says the device")
+    mac = _MAC.fullmatch(value) if isinstance(value, str) else None
+    if mac is not None:
+        return "f2-" + _SEPARATORS.sub("", mac[1]).lower()
+    return canonical(field, value)
+
+
+def _value(value: Any, meta: Meta) -> tuple[Value, str, str | None]:
+    """A value, the unit that it says itself, and its text where that cannot be read."""
+    if isinstance(value, str):
+        split = units.split(value)
+        if split is not None and isfinite(split[0]):
+            return *split, None
+        if meta.setup.unparsable:
+            return None, "", value
+        raise RejectedError("unparsable", f"value is {quoted(value)}, neither a number nor one with its unit")
+    if isinstance(value, dict | list):
+        raise RejectedError("bad_type", f"value is {quoted(value)}, not a number, text, boolean or null")
+    # An integer that a double would round is the stores' to judge, which know its type.
+    if value.__class__ is int and -EXACT_INTEGER <= value <= EXACT_INTEGER:
+        value = float(value)
+    return value, "", None
+
+
+@lru_cache(maxsize=4096)
+def _place(topic: str) -> _Place:
+    found = _TOPIC.fullmatch(topic)
+    if found is None:
+        return _NOWHERE
+    mode, connector, component, kind, digits = found.groups()
+    number = str(int(digits)) if digits else ""
+    pin = component if not number else number if kind == "sensor" else f"{kind}-{number}"
+    return _Place(mode, str(int(connector)), pin, number)
+
+
+def _channel(mode: str, pin: str, place: _Place) -> str:
+    mode = place.mode if mode in {"", _UNKNOWN} else mode
+    if pin.isascii() and pin.isdigit():
+        pin = pin.lstrip("0") or "0"
+    if pin in {"", _NO_PIN, place.number}:
+        pin = place.pin
+    if "/" in mode or "/" in pin:
+        raise RejectedError("bad_type", f"mode is {quoted(mode)} and pin {quoted(pin)}, which must not hold a slash")
+    if not (mode or pin or place.connector):
+        return ""
+    return name({"channel": f"{mode or _UNKNOWN}/{place.connector}/{pin}"}, "channel")
+
+
+_ENCODED: Final = Meta("", None, (), -1)
+
+
+def encode(reading: Reading) -> bytes:
+    """A payload that `decode` makes this reading of: an older shape where that can say it, else wire version 1."""
+    current = msgspec.json.encode(reading)
+    metric, value = next(iter(reading.values.items()))
+    mode, _, rest = reading.channel.partition("/")
+    said = {
+        "timestamp": reading.time,
+        "mac_address": reading.device_id.removeprefix("f2-"),
+        "mode": mode or _UNKNOWN,
+        "data_point_label": metric,
+        "pin": rest.partition("/")[2] or _NO_PIN,
+        "value": reading.raw.get(metric, value),
+        "unit": reading.units.get(metric, ""),
+        "original_topic": reading.tags.get(_TOPIC_TAG, ""),
+    }
+    older = msgspec.json.encode(said)
+    again = decode(older, _ENCODED)[0]
+    return older if isinstance(again, Reading) and msgspec.json.encode(again) == current else current
+
+
+def template(prefix: str, number: int) -> Reading:
+    """The first example's reading of a simulated controller; its address is one that no maker gives away."""
+    device_id = f"f2-02{blake2b(prefix.encode(), digest_size=2).hexdigest()}{number % 0x1000000:06x}"
+    topic = _TOPIC_1.replace(_DEVICE_ID, device_id)
+    return _gives(29.8, "°C", "sensor-mode/1/1", metric="Temperature", device_id=device_id, topic=topic)
+
+
+WALKS: Final[Mapping[str, Walk]] = {"Temperature": Walk(18.0, 28.0, 0.1, odd=(55.0, 95.0))}
+
+SPOILED: Final = {
+    "not_json": cut,
+    "missing_field": changed(mac_address=msgspec.UNSET),
+    "bad_timestamp": changed(timestamp="yesterday"),
+    "bad_type": changed(value=[29.8]),
+    "wire": changed(v=2),
+}
+
+_AT: Final = datetime(2023, 5, 25, 15, 13, 10, 543400, tzinfo=UTC)
+_DEVICE_ID: Final = "f2-e4fd45f654be"
+_TOPIC_1: Final = "cmnd/f2-e4fd45f654be/sensor-mode/1/sensor-1"
+_START: Final = b'{"timestamp":"2023-05-25T15:13:10.543400","mac_address":"e4fd45f654be"'
+
+
+def _gives(  # noqa: PLR0913  the parts of such a record
+    value: Value = 29.8,
+    unit: str = "",
+    channel: str = "",
+    *,
+    metric: str = _UNKNOWN,
+    device_id: str = _DEVICE_ID,
+    topic: str = "",
+    raw: str | None = None,
+) -> Reading:
+    return Reading(
+        "telemetry",
+        device_id,
+        _AT,
+        {metric: value},
+        channel,
+        {metric: unit} if unit else {},
+        {_TOPIC_TAG: topic} if topic else {},
+        {} if raw is None else {metric: raw},
+        "decoded",
+        [] if raw is None else [UNPARSABLE],
+    )
+
+
+EXAMPLES: Final = (
+    Example(
+        _START + b',"mode":"sensor-mode","data_point_label":"Temperature","pin":"1","value":29.8,"unit":"\xc2\xb0C",'
+        b'"original_topic":"cmnd/f2-e4fd45f654be/sensor-mode/1/sensor-1"}',
+        [_gives(29.8, "°C", "sensor-mode/1/1", metric="Temperature", topic=_TOPIC_1)],
+    ),
+    Example(
+        _START + b',"mode":"sensor-mode","data_point_label":"Temperature","pin":"1","value":29.8}',
+        [_gives(29.8, "", "sensor-mode//1", metric="Temperature")],
+    ),
+    Example(  # as the documents have it
+        b'{"timestamp":1685027590.5434,"device_id":"f2-e4fd45f654be","connector_mode":"sensor-mode",'
+        b'"component_type":"sensor","pin_position":"3","value":29.8,"unit":"celsius",'
+        b'"topic":"cmnd/f2-e4fd45f654be/sensor-mode/J2/sensor-3","raw_data":{"data":"01 03"}}',
+        [
+            _gives(
+                29.8,
+                "celsius",
+                "sensor-mode/2/3",
+                metric="sensor",
+                topic="cmnd/f2-e4fd45f654be/sensor-mode/J2/sensor-3",
+            )
+        ],
+    ),
+    Example(  # the newest, with what its decoder adds
+        b'{"timestamp":1685027590543.4,"deviceid":7,"datapointid":12,"value":30,"controller_device_id":3,'
+        b'"connector":"1","component":"sensor-1"}',
+        [_gives(30.0, metric="12", device_id="device_7")],
+    ),
+    Example(_START + b',"value":null}', [_gives(None)]),
+    Example(_START + b',"value":true,"mode":"unknown","pin":-1}', [_gives(value=True)]),
+    Example(_START + b',"value":"27.93 \xc2\xb0C","pin":2}', [_gives(27.93, "°C", "unknown//2")]),
+    Example(_START + b',"value":"27.93 \xc2\xb0C","unit":" K "}', [_gives(27.93, "K")]),
+    Example(_START + b',"value":"n/a"}', [_gives(None, raw="n/a")]),
+    Example(_START + b',"value":"1e999"}', [_gives(None, raw="1e999")]),
+    Example(
+        b'{"timestamp":"2023-05-25 17:13:10.543400+02:00","device_id":"F2-E4:FD:45:F6:54:BE","mac_address":null,'
+        b'"value":9007199254740993,"topic":"site/7","connector_mode":"alarm-mode"}',
+        [_gives(2**53 + 1, "", "alarm-mode//", topic="site/7")],
+    ),
+    Example(
+        _START + b',"value":1,"pin":"02","topic":"stat/f2-e4fd45f654be/access-control-mode/2/strike-2"}',
+        [
+            _gives(
+                1.0,
+                "",
+                "access-control-mode/2/strike-2",
+                topic="stat/f2-e4fd45f654be/access-control-mode/2/strike-2",
+            )
+        ],
+    ),
+    Example(b'{"v":1,"measurement":"telemetry"}', ["wire"]),
+    Example(_START + b',"value":29.8,"v":1}', ["wire"]),
+    Example(_START + b"}", ["missing_field"]),
+    Example(_START + b',"temperature":29.8}', ["missing_field"]),
+    Example(b'{"timestamp":1685027590,"value":1,"mac_address":""}', ["missing_field"]),
+    Example(b'{"mac_address":"e4fd45f654be","value":1}', ["missing_field"]),
+    Example(b'{"timestamp":"noon","mac_address":"e4fd45f654be","value":1}', ["bad_timestamp"]),
+    Example(b'{"timestamp":1685027590,"deviceid":7.5,"value":1}', ["bad_type"]),
+    Example(b'{"timestamp":1685027590,"deviceid":-7,"value":1}', ["bad_type"]),
+    Example(_START + b',"value":{"celsius":29.8}}', ["bad_type"]),
+    Example(_START + b',"value":1,"unit":7}', ["bad_type"]),
+    Example(_START + b',"value":1,"pin":true}', ["bad_type"]),
+    Example(_START + b',"value":1,"pin":"1/2"}', ["bad_type"]),
+    Example(_START + b',"value":1,"mode":"' + b"m" * 256 + b'","pin":1}', ["too_large"]),
+    Example(_START + b',"value":"hunter2","data_point_label":"db_password"}', ["not_telemetry"]),
+    Example(_START + b',"value":1e400}', ["out_of_range"]),
+    Example(b"[" + _START + b',"value":1}]', ["bad_type"]),
+    Example(b"29.8 C", ["not_json"]),
+)
