@@ -13,6 +13,8 @@ from schemas.reasons import Reason
 NAME_CHARS: Final = 256
 #: An error's text shows at most this much of a value.
 QUOTED_CHARS: Final = 60
+#: Of the text of another's error at most this much is shown.
+ERROR_CHARS: Final = 200
 #: What one payload's refusals have letters of their own for; the others share one.
 LETTERS: Final = 5
 #: Objects and arrays that are kept as text may be nested this deep.
@@ -34,9 +36,9 @@ def fields(payload: bytes) -> dict[str, Any]:
         found = _decode(payload)
     except msgspec.ValidationError as error:
         # Without a type to validate against, only the size of a number is left to complain about.
-        raise RejectedError("out_of_range", f"a number is too large: {error}") from error
+        raise RejectedError("out_of_range", f"a number is too large: {brief(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RejectedError("not_json", f"the payload is not JSON: {error}") from error
+        raise RejectedError("not_json", f"the payload is not JSON: {brief(error)}") from error
     except RecursionError as error:
         raise RejectedError("too_large", "the payload is nested too deep") from error
     if not isinstance(found, dict):
@@ -172,6 +174,12 @@ def quoted(value: object) -> str:
         return "an array"
     shown = repr(value[: QUOTED_CHARS + 1]) if isinstance(value, str) else str(value)
     return shown if len(shown) <= QUOTED_CHARS else shown[: QUOTED_CHARS - 1] + "…"
+
+
+def brief(error: Exception) -> str:
+    """What another's error says, as far as one can read it: a place deep in a payload makes it very long."""
+    text = str(error)
+    return text if len(text) <= ERROR_CHARS else text[: ERROR_CHARS - 1] + "…"
 
 
 def _without_secrets(value: object, depth: int) -> object:

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from schemas import units
 from schemas.dialects import Example, Match, Meta, Walk, changed, cut
-from schemas.payload import NAME_CHARS, fields, is_secret, name, need, quoted
+from schemas.payload import NAME_CHARS, brief, fields, is_secret, name, need, quoted
 from schemas.payload import device as canonical
 from schemas.policy import Policy, Time
 from schemas.reading import EXACT_INTEGER, FLAGS, UNPARSABLE, Reading, Rejected, RejectedError, Value, flaw
@@ -90,7 +90,7 @@ def _current(payload: bytes) -> Reading:
     try:
         reading = _read(payload)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise RejectedError("wire", f"the record is no reading of wire version 1: {error}") from error
+        raise RejectedError("wire", f"the record is no reading of wire version 1: {brief(error)}") from error
     for members in (reading.values, reading.units, reading.tags, reading.raw):
         for member in [member for member in members if is_secret(member)]:
             del members[member]

@@ -187,7 +187,7 @@ class Pipeline:
         args = kafka.client_args(self.settings)
         deadline = time.monotonic() + seconds
         for stage in self.stages if stages is None else stages:
-            topics = [self.raw] if stage == "decode" else [self.settings.topics.decoded]
+            topics = list(self.settings.topics.raw) if stage == "decode" else [self.settings.topics.decoded]
             while True:
                 found = await lag.measure(args, self.settings.app_id(stage), topics)
                 if found and all(each.lag == 0 for each in found.values()):
@@ -198,7 +198,7 @@ class Pipeline:
 
     async def lag(self, stage: str) -> int:
         """How many records a store's stage has not committed yet, as the broker knows it."""
-        topics = [self.raw] if stage == "decode" else [self.settings.topics.decoded]
+        topics = list(self.settings.topics.raw) if stage == "decode" else [self.settings.topics.decoded]
         found = await lag.measure(kafka.client_args(self.settings), self.settings.app_id(stage), topics)
         return sum(each.lag for each in found.values())
 
