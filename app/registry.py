@@ -18,8 +18,9 @@ from app.broadcast import Broadcast
 from app.settings import Settings
 from app.telemetry import Telemetry
 from schemas import datapoints
-from schemas.datapoints import DataPoints, Entry, RegistryError
+from schemas.datapoints import DataPoints, RegistryError
 from schemas.payload import quoted
+from schemas.point import Entry
 
 
 def read(path: Path) -> dict[str, Entry]:

@@ -19,11 +19,12 @@ from app.settings import Settings, SettingsError, Topics, variables
 from app.settings.sources import Environment
 from schemas import datapoints, dialects, wire
 from schemas.bodies import CONFLUENT
+from schemas.config import explained
 from schemas.confluent import Schemas
 from schemas.datapoints import DataPoints, RegistryError
 from schemas.decoding import Decoder
 from schemas.dialects import Registry
-from schemas.inputs import Input, Inputs, InputsError, explained, parse
+from schemas.inputs import Input, Inputs, InputsError, parse
 from schemas.reading import Rejected, RejectedError
 from schemas.record import Headers
 

@@ -5,10 +5,12 @@ that nests a recursive schema deeply enough, makes millions of nulls of six byte
 
 What becomes of what: timestamps are ISO 8601 text, in UTC and to the microsecond, `local-timestamp-…` without a zone;
 a date and a time of day are ISO 8601 text; a decimal is a number when its schema allows 15 digits at most, which a
-double can tell apart, and text otherwise; a UUID is text, an enum its symbol. Bytes are refused, but for those two.
+double can tell apart, and text otherwise; a UUID is text, an enum its symbol. Other bytes, `fixed` too, are base64 text
+(the standard alphabet, with padding), as Protobuf's JSON has them. NaN and Infinity are refused.
 """
 
 import struct
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal
@@ -23,6 +25,8 @@ from schemas.reading import RejectedError
 
 #: Reads a value at a place in the bytes, nested at most so deep; gives it and the place behind it.
 _Read = Callable[[bytes, int, int], tuple[Any, int]]
+#: Takes the bytes at a place, as many as they are; gives them and the place behind.
+_Take = Callable[[bytes, int], tuple[bytes, int]]
 
 _DOUBLE_DIGITS: Final = 15
 _MOST_DIGITS: Final = 1000
@@ -43,8 +47,8 @@ class SchemaError(ValueError):
 def reader(text: str, references: Sequence[str] = ()) -> Callable[[bytes], Any]:
     """What reads records of a schema; `references` are the schemas it names, each after those that it names itself.
 
-    The reader raises `RejectedError`: `undecodable`, `too_large`, `not_finite`, `bad_timestamp`, `out_of_range` or
-    `bad_type`. Raises `SchemaError`, and `ImportError` without fastavro.
+    The reader raises `RejectedError`: `undecodable`, `too_large`, `not_finite`, `bad_timestamp` or `out_of_range`.
+    Raises `SchemaError`, and `ImportError` without fastavro.
     """
     from fastavro.schema import parse_schema  # noqa: PLC0415  an extra
 
@@ -105,8 +109,10 @@ class _Maker:
                 return _array(self.make(own["items"], place, depth - 1))
             case "map":
                 return _map(self.make(own["values"], place, depth - 1))
-            case "bytes" | "fixed":
-                return _refused(place, kind)
+            case "bytes":
+                return _encoded(_slice)
+            case "fixed":
+                return _encoded(_exactly(own, place))
         if kind not in _PRIMITIVES:
             raise SchemaError(f"nothing says what {quoted(kind)} is")
         return _PRIMITIVES[kind](place)
@@ -179,6 +185,21 @@ def _slice(data: bytes, at: int) -> tuple[bytes, int]:
     return data[at:end], end
 
 
+def _exactly(own: Mapping[str, Any], place: str) -> _Take:
+    """What takes the bytes of a `fixed`."""
+    size = own["size"]
+    if not isinstance(size, int) or size < 0:
+        raise SchemaError(f"{quoted(place)} is a fixed of {quoted(size)} bytes")
+
+    def take(data: bytes, at: int) -> tuple[bytes, int]:
+        end = at + size
+        if end > len(data):
+            raise IndexError
+        return data[at:end], end
+
+    return take
+
+
 def _null(place: str) -> _Read:  # noqa: ARG001  as the others
     return lambda data, at, left: (None, at)  # noqa: ARG005
 
@@ -231,9 +252,10 @@ _PRIMITIVES: Final[Mapping[str, Callable[[str], _Read]]] = {
 }
 
 
-def _refused(place: str, kind: str) -> _Read:
-    def read(data: bytes, at: int, left: int) -> tuple[Any, int]:  # noqa: ARG001
-        raise RejectedError("bad_type", f"{quoted(place)} is of type {kind}, which JSON does not have")
+def _encoded(take: _Take) -> _Read:
+    def read(data: bytes, at: int, left: int) -> tuple[str, int]:  # noqa: ARG001
+        held, at = take(data, at)
+        return b64encode(held).decode(), at
 
     return read
 
@@ -318,9 +340,9 @@ def _logical(kind: str, own: Mapping[str, Any], place: str) -> _Read | None:
     if (kind, logical) == ("int", "date"):
         return _date(place)
     if logical == "decimal" and kind in {"bytes", "fixed"}:
-        return _decimal(own, place)
+        return _decimal(own, place, _slice if kind == "bytes" else _exactly(own, place))
     if (kind, logical, own.get("size")) == ("fixed", "uuid", _UUID_BYTES):
-        return _uuid
+        return _uuid(_exactly(own, place))
     return None
 
 
@@ -365,19 +387,14 @@ def _time(ticks: int, place: str) -> _Read:
     return read
 
 
-def _decimal(own: Mapping[str, Any], place: str) -> _Read:
-    digits, scale, size = own.get("precision"), own.get("scale", 0), own.get("size")
+def _decimal(own: Mapping[str, Any], place: str, take: _Take) -> _Read:
+    digits, scale = own.get("precision"), own.get("scale", 0)
     if not (isinstance(digits, int) and isinstance(scale, int) and 0 <= scale <= digits <= _MOST_DIGITS):
         raise SchemaError(f"{quoted(place)} is a decimal of {digits} digits, {scale} of them behind the point")
     limit, context = 10**digits, Context(prec=digits)
 
     def read(data: bytes, at: int, left: int) -> tuple[float | str, int]:  # noqa: ARG001
-        if size is None:
-            held, at = _slice(data, at)
-        else:
-            held, at = data[at : at + size], at + size
-            if len(held) < size:
-                raise IndexError
+        held, at = take(data, at)
         # The length first: what is much too long would take its time to be converted.
         unscaled = int.from_bytes(held, "big", signed=True) if len(held) <= digits else limit
         if not -limit < unscaled < limit:
@@ -389,8 +406,9 @@ def _decimal(own: Mapping[str, Any], place: str) -> _Read:
     return read
 
 
-def _uuid(data: bytes, at: int, left: int) -> tuple[str, int]:  # noqa: ARG001
-    held = data[at : at + _UUID_BYTES]
-    if len(held) < _UUID_BYTES:
-        raise IndexError
-    return str(UUID(bytes=held)), at + _UUID_BYTES
+def _uuid(take: _Take) -> _Read:
+    def read(data: bytes, at: int, left: int) -> tuple[str, int]:  # noqa: ARG001
+        held, at = take(data, at)
+        return str(UUID(bytes=held)), at
+
+    return read

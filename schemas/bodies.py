@@ -1,14 +1,16 @@
 """Bodies: payloads in another encoding than their dialect's, made what it reads.
 
 CBOR and MessagePack hold what JSON holds, so their payloads become JSON and every JSON dialect reads them. What they
-hold besides is not changed in silence: times become ISO 8601 text in UTC, and the rest is refused: byte strings, keys
-that are no text, NaN and Infinity, CBOR's other tags, undefined and simple values, MessagePack's other extensions.
+hold besides is said here: times become ISO 8601 text in UTC, to the microsecond, finer cut off; byte strings become
+base64 text (the standard alphabet, with padding), as Protobuf's JSON has them. The rest refuses its payload: keys that
+are no text, NaN and Infinity, CBOR's other tags, undefined and simple values, MessagePack's other extensions.
 References to what stands elsewhere in a payload are refused too: a short payload could become an endless text.
 """
 
 import io
+from base64 import b64encode
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Any, Final, NoReturn
 
@@ -44,10 +46,14 @@ _CBOR_DEPTH: Final = 4 * DEPTH
 
 
 def named(headers: Headers, body: str) -> str:
-    """The body that a `content-type` header names, else `body`, the topic's own."""
+    """The body that a `content-type` header names, else `body`, the topic's own.
+
+    `application/json` does not say that nothing frames it: a topic that is `confluent` stays so.
+    """
     for name, value in headers:
         if value is not None and name.lower() == HEADER:
-            return CONTENT_TYPES.get(value.partition(b";")[0].strip().lower(), body)
+            said = CONTENT_TYPES.get(value.partition(b";")[0].strip().lower(), body)
+            return CONFLUENT if (said, body) == ("json", CONFLUENT) else said
     return body
 
 
@@ -132,6 +138,8 @@ def _walked(value: object, place: str, depth: int) -> object:
     if isinstance(value, dict | list):
         _walk(value, place, depth)
         return value
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
     if isinstance(value, datetime):
         return _instant(value, place)
     raise RejectedError("bad_type", f"{_named(place)} is {_what(value)}, which JSON does not have")
@@ -163,8 +171,6 @@ def _instant(value: datetime, place: str) -> str:
 
 
 def _what(value: object) -> str:
-    if isinstance(value, bytes):
-        return "a byte string"
     return "undefined" if value is cbor2.undefined else f"a {type(value).__name__}"
 
 
@@ -176,6 +182,7 @@ def _named(place: str) -> str:
 
 _Scalar = str | bool | int | float | None
 _any: Final = msgspec.msgpack.Decoder().decode
+_extension: Final = msgspec.msgpack.Decoder(msgspec.msgpack.Ext).decode
 # Maps with typed keys only: keys that are arrays of chosen numbers would collide, each with all before it.
 _flat_map: Final = msgspec.msgpack.Decoder(dict[str, _Scalar]).decode
 _map: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
@@ -184,6 +191,11 @@ _array: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 _MAPS: Final = frozenset(bytes([head]) for head in (*range(0x80, 0x90), 0xDE, 0xDF))
 _ARRAYS: Final = frozenset(bytes([head]) for head in (*range(0x90, 0xA0), 0xDC, 0xDD))
+_EXTENSIONS: Final = frozenset(bytes([head]) for head in (*range(0xC7, 0xCA), *range(0xD4, 0xD9)))
+
+_TIMESTAMP: Final = -1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NANOS: Final = 1_000_000_000
 
 
 def _msgpack(payload: bytes) -> object:
@@ -210,10 +222,31 @@ def _unpacked(data: bytes | msgspec.Raw, place: str, depth: int) -> object:
             return nested(data, place, depth)  # something in it is no scalar
         _walk(found, place, depth)
         return found
+    if head in _EXTENSIONS:
+        return _extended(_extension(data), place)
+    return _walked(_any(data), place, 0)
+
+
+def _extended(found: msgspec.msgpack.Ext, place: str) -> str:
+    """The timestamp in an extension; read here because msgspec rounds its nanoseconds, even into the next second."""
+    if found.code != _TIMESTAMP:
+        raise RejectedError("bad_type", f"{_named(place)} is MessagePack's extension {found.code}, not known here")
+    data = bytes(found.data)
+    match len(data):
+        case 4:
+            seconds, nanos = int.from_bytes(data, "big"), 0
+        case 8:
+            nanos, seconds = divmod(int.from_bytes(data, "big"), 1 << 34)
+        case 12:
+            seconds, nanos = int.from_bytes(data[4:], "big", signed=True), int.from_bytes(data[:4], "big")
+        case size:
+            raise RejectedError("bad_timestamp", f"{_named(place)} is a timestamp of {size} bytes, not of 4, 8 or 12")
+    if nanos >= _NANOS:
+        raise RejectedError("bad_timestamp", f"{_named(place)} has {nanos} ns, which is no part of a second")
     try:
-        return _walked(_any(data), place, 0)
-    except msgspec.ValidationError as error:
-        raise RejectedError("bad_timestamp", f"{_named(place)}: {error}") from error
+        return _instant(_EPOCH + timedelta(seconds=seconds, microseconds=nanos // 1000), place)
+    except OverflowError as error:
+        raise RejectedError("bad_timestamp", f"{_named(place)} is outside the calendar") from error
 
 
 def _unpacked_array(data: bytes | msgspec.Raw, place: str, depth: int) -> object:

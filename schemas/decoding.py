@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,8 +15,8 @@ from schemas.deadletter import Letter, letter
 from schemas.dialects import AUTO, HEADER_DIALECT, Decode, Meta, Registry, Setup
 from schemas.inputs import Input, Inputs
 from schemas.partition import partition_of
-from schemas.payload import quoted
-from schemas.reading import Reading, Rejected, RejectedError, flaw
+from schemas.payload import LETTERS, quoted
+from schemas.reading import Reading, Rejected, RejectedError, Value, flaw
 from schemas.record import Record
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,49 @@ class _Speech(Struct, frozen=True):
     decode: Decode
     setup: Setup
     body: str
+
+
+def distinct(outcomes: Sequence[Any]) -> Sequence[Any]:
+    """The outcomes of one payload, with a refusal for each reading that a store would let replace an earlier one.
+
+    Of two readings of one series and time, the later is refused where it says another value of the same metric.
+    """
+    seen: dict[tuple[str, str, str, datetime], dict[str, Value]] = {}
+    found: list[Any] = []
+    for outcome in outcomes:
+        if outcome.__class__ is Reading:
+            series = outcome.measurement, outcome.device_id, outcome.channel, outcome.time
+            earlier = seen.setdefault(series, {})
+            for metric, value in outcome.values.items():
+                if metric in earlier and earlier[metric] != value:
+                    why = (
+                        f"{metric} of {quoted(outcome.device_id)} is {quoted(earlier[metric])} and {quoted(value)} at "
+                        "one time; a channel would tell them apart"
+                    )
+                    found.append(Rejected("contradiction", why))
+                    break
+            else:
+                earlier.update(outcome.values)
+                found.append(outcome)
+        else:
+            found.append(outcome)
+    return found
+
+
+def few(outcomes: Sequence[Any]) -> Sequence[Any]:
+    """The outcomes of one payload with at most `LETTERS` refusals of their own, since each letter has it whole.
+
+    The others share one, in the place of the first of them.
+    """
+    places = [place for place, outcome in enumerate(outcomes) if outcome.__class__ is Rejected]
+    rest = places[LETTERS:]
+    if len(rest) < 2:  # noqa: PLR2004  one shares with nobody
+        return outcomes
+    last = outcomes[rest[-1]]
+    shared = Rejected(last.reason, f"{len(rest)} more are refused, the last: {last.error}")
+    dropped = set(rest[1:])
+    kept = [shared if place == rest[0] else each for place, each in enumerate(outcomes) if place not in dropped]
+    return tuple(kept)
 
 
 class Decoder:
@@ -107,7 +151,7 @@ class Decoder:
         largest = self.max_message_bytes - _FRAME_BYTES
         write, headers = wire.write, wire.headers
         for record in records:
-            good, reason = False, ""
+            good, excused = False, True
             place = b"%s/%d/%d/" % (record.topic.encode(), record.partition, record.offset)
             dialect, outcomes = self.outcomes(record)
             for index, outcome in enumerate(outcomes):
@@ -124,7 +168,7 @@ class Decoder:
                 else:
                     why = self._refusal(outcome)
                 if why is not None:
-                    reason = why.reason
+                    excused = excused and why.reason in _NOT_YET
                     self._condemn(decoded, record, index, why, dialect, now_ms)
                     continue
                 if outcome.flags:
@@ -140,7 +184,7 @@ class Decoder:
                 good = True
             if good:
                 decoded.good += 1
-            elif reason not in _NOT_YET:
+            elif not excused:
                 decoded.fruitless.append((record.key or b"").decode("utf-8", "replace"))
         if log.isEnabledFor(logging.DEBUG):
             for record in records:
@@ -168,13 +212,15 @@ class Decoder:
                 value = bodies.plain(value, speech.body, self._schemas)
             # A tuple as it is; anything lazy is made to fail here.
             meta = Meta(record.topic, record.key, headers, record.timestamp, speech.setup)
-            outcomes = tuple(speech.decode(value, meta))
+            outcomes: Sequence[Any] = tuple(speech.decode(value, meta))
         except RejectedError as error:
             return dialect, [error.rejected]
         except Exception as error:
             # A dialect raises nothing else; one that does is at fault, and its payload is kept until it is mended.
             log.exception("a dialect failed", extra={"dialect": dialect})
             return dialect, [Rejected("dialect_failed", f"{type(error).__name__} in dialect {dialect}")]
+        if len(outcomes) > 1:
+            outcomes = few(distinct(outcomes))
         return dialect, outcomes or [Rejected("empty", "the payload holds no readings")]
 
     def _chosen(self, record: Record) -> _Speech:

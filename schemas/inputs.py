@@ -12,7 +12,8 @@ from msgspec import Struct
 from pydantic import Field, ValidationError
 
 from schemas import dialects
-from schemas.policy import Model, Policy
+from schemas.config import Model, explained
+from schemas.policy import Policy
 
 #: How a topic's payloads are encoded where their records do not say it in a `content-type` header.
 Body = Literal["", "json", "cbor", "msgpack", "confluent"]
@@ -151,15 +152,3 @@ class _Compiler:
 
 def _known() -> str:
     return ", ".join(sorted(dialects.load()))
-
-
-def explained(error: ValidationError) -> list[str]:
-    """A line for each thing that is wrong: where, and what it must be."""
-    lines = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        place = ".".join(str(step) for step in item["loc"])
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            text = "is not known here"
-        lines.append(f"{place}: {text}" if place else text)
-    return lines

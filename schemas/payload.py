@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +21,12 @@ LETTERS: Final = 5
 #: Objects and arrays that are kept as text may be nested this deep.
 DEPTH: Final = 32
 
-_SECRETS: Final = ("apikey", "password", "token", "secret")
+#: What a secret's name has in it, and what it ends with, of its letters alone.
+_SECRET_PARTS: Final = (
+    "apikey", "secretkey", "privatekey", "accesskey", "password", "passwd", "accesstoken", "authtoken", "authorization",
+    "credential", "clientsecret",
+)  # fmt: skip
+_SECRET_ENDS: Final = ("token", "tokens", "secret", "secrets", "pwd", "passphrase")
 _NAMED_IN_ERROR: Final = 3
 _not_a_letter = re.compile(r"[^a-z]")
 _decode = msgspec.json.Decoder().decode
@@ -85,11 +91,18 @@ def number(field: str, value: object) -> int | float:
 
 
 def measured(field: str, value: object) -> float:
-    """A field's value as a double; raises `RejectedError`: `bad_type`, or `out_of_range` when no double can hold it."""
+    """A field's value as a double.
+
+    Raises `RejectedError`: `bad_type`, `out_of_range`, or `integer_too_large` for one that no double holds exactly.
+    """
+    found = number(field, value)
     try:
-        return float(number(field, value))
+        exact = float(found)
     except OverflowError as error:
         raise RejectedError("out_of_range", f"{field} is an integer larger than any double") from error
+    if found.__class__ is int and int(exact) != found:
+        raise RejectedError("integer_too_large", f"{field} is {quoted(found)}, an integer that no double holds exactly")
+    return exact
 
 
 def extras(found: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Value], Rejected | None]:
@@ -159,7 +172,14 @@ def text(value: object) -> str:
 
 def is_secret(field: str) -> bool:
     """Whether a field's name says that its value must not be stored, logged or shown."""
-    return _not_a_letter.sub("", field.lower()).endswith(_SECRETS)
+    # Names come again and again; those that are too long for one are not remembered.
+    return _is_secret(field) if len(field) <= NAME_CHARS else _is_secret.__wrapped__(field)
+
+
+@lru_cache(maxsize=8192)
+def _is_secret(field: str) -> bool:
+    letters = _not_a_letter.sub("", field.lower())
+    return letters.endswith(_SECRET_ENDS) or any(part in letters for part in _SECRET_PARTS)
 
 
 def quoted(value: object) -> str:

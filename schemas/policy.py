@@ -8,16 +8,17 @@ changes them for a dialect or for one topic.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from schemas import units
-from schemas.payload import quoted
-from schemas.reading import CLAMPED, OUT_OF_RANGE, RECEIVE_TIME, Flag, Reading, Rejected, RejectedError
+from schemas.config import Model
+from schemas.payload import NAME_CHARS, quoted
+from schemas.reading import CLAMPED, OUT_OF_RANGE, RECEIVE_TIME, Flag, Reading, Rejected, RejectedError, Value
 
 Outcomes = Sequence[Reading | Rejected]
 
@@ -50,12 +51,6 @@ Span = Annotated[float, BeforeValidator(_span), Field(gt=0, le=100 * 366 * 86400
 Zone = Annotated[str, AfterValidator(_zone)]
 
 
-class Model(BaseModel):
-    """A part of the configuration of inputs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class Metric(Model):
     """What is believed of one metric, in `unit` where that is said.
 
@@ -67,6 +62,11 @@ class Metric(Model):
     outside: Literal["reject", "clamp", "flag"] = "reject"
     unit: str | None = None
     said_in: str | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest value, infinite where there is none."""
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
 
     @model_validator(mode="after")
     def _agree(self) -> "Metric":
@@ -84,8 +84,9 @@ class Time(Model):
 
     `zone` is what a time without one is in; without it such a time is refused. A device that says no time gets the
     time at which its record was received where `missing` says so; one that cannot be read likewise by `unreadable`.
-    `ahead` and `behind` are how far a time may lie from when its record was received, and `outside` what becomes of
-    one that lies further.
+    `ahead` and `behind` are how far a time may lie from when its record was received; nothing was measured before
+    `since`, where clocks begin that were never set, and where seconds end up that are taken for nanoseconds. `outside`
+    says what becomes of a time that lies further.
     """
 
     zone: Zone | None = None
@@ -93,7 +94,12 @@ class Time(Model):
     unreadable: Literal["reject", "receive"] = "reject"
     ahead: Span | None = 86400.0
     behind: Span | None = None
+    since: date | None = date(2000, 1, 1)
     outside: Literal["reject", "flag", "receive"] = "reject"
+
+
+def _cased(text: str, case: str) -> str:
+    return text if case == "keep" else text.lower() if case == "lower" else text.upper()
 
 
 class Names(Model):
@@ -103,15 +109,22 @@ class Names(Model):
     case: Literal["keep", "lower", "upper"] = "keep"
     prefix: str = Field("", max_length=64)
 
+    @model_validator(mode="after")
+    def _agree(self) -> "Names":
+        if _cased(self.prefix, self.case) != self.prefix:
+            raise ValueError(f"the prefix {quoted(self.prefix)} is not in {self.case} case, which every id is put in")
+        return self
+
 
 class Policy(Model):
     """All of it, for one dialect.
 
-    A reading that loses one of its `required` metrics to its bounds or its unit is refused whole. `unparsable` says
-    what a text becomes that should be a number, in the dialects that allow it: null and flagged, or refused.
+    A reading in which one of the `required` metrics has no value, or had one that is refused, is refused whole.
+    `unparsable` says what a text becomes that should be a number, in the dialects that allow it: null and flagged, or
+    refused.
     """
 
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = Field(default_factory=dict)
     required: tuple[str, ...] = ()
     unparsable: Literal["null", "reject"] = "null"
     time: Time = Time()
@@ -126,6 +139,9 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     merged = dict(below)
     for name, value in above.items():
         under = merged.get(name)
+        if value is None and isinstance(under, dict):
+            del merged[name]  # as a metric of the defaults
+            continue
         merged[name] = _merged(under, value) if isinstance(under, dict) and isinstance(value, Mapping) else value
     return merged
 
@@ -135,52 +151,66 @@ def finisher(policy: Policy) -> Callable[[Outcomes, int], Outcomes]:
 
     A reading that nobody else has seen yet is changed in place.
     """
-    bounds = [
-        (name, -math.inf if metric.low is None else metric.low, math.inf if metric.high is None else metric.high)
-        for name, metric in policy.metrics.items()
-        if not (metric.low is None and metric.high is None)
-    ]
-    ahead, behind = policy.time.ahead, policy.time.behind
-    always = policy.device_id != Names() or any(metric.unit is not None for metric in policy.metrics.values())
-    slowly = _Slowly(policy)
-    second, earliest, latest = -1, _NEVER, _ALWAYS
-
-    def fine(reading: Reading) -> bool:
-        get = reading.values.get
-        for metric, low, high in bounds:
-            # A metric that is not there is inside; None and text cannot be compared.
-            if not low <= get(metric, low) <= high:  # type: ignore[operator]
-                return False
-        return reading.time <= latest and (behind is None or reading.time >= earliest)
+    since = policy.time.since
+    floor = _NEVER if since is None else datetime(since.year, since.month, since.day, tzinfo=UTC)
+    changes = policy.device_id != Names() or any(metric.unit is not None for metric in policy.metrics.values())
+    complete, slowly = _inspection(policy), _Slowly(policy)
+    second, earliest, latest = -1, floor, _ALWAYS
 
     def finish(outcomes: Outcomes, received_ms: int) -> Outcomes:
         nonlocal second, earliest, latest
         if received_ms // 1000 != second:
             second = received_ms // 1000
-            earliest, latest = _limits(second, ahead, behind)
-        try:
-            if not always:
-                for outcome in outcomes:
-                    if outcome.__class__ is Reading and not fine(outcome):
-                        break
-                else:
-                    return outcomes
-        except TypeError:
-            pass
+            earliest, latest = _limits(second, policy.time)
+            earliest = max(earliest, floor)
+        if not changes:
+            for outcome in outcomes:
+                if outcome.__class__ is Reading and not (
+                    earliest <= outcome.time <= latest and complete(outcome.values)
+                ):
+                    break
+            else:
+                return outcomes
         return slowly(outcomes, earliest, latest, received_ms)
 
     return finish
 
 
-def _limits(second: int, ahead: float | None, behind: float | None) -> tuple[datetime, datetime]:
+def _inspection(policy: Policy) -> Callable[[Mapping[str, Value]], bool]:
+    """What says whether values are such that the policy changes nothing; it may say no where it does not."""
+    bounds = [
+        (name, low, high, None if name in policy.required else low)
+        for name, metric in policy.metrics.items()
+        for low, high in [metric.bounds]
+        if low > -math.inf or high < math.inf
+    ]
+    bounded = {name for name, *_ in bounds}
+    needed = [name for name in policy.required if name not in bounded]
+
+    def complete(values: Mapping[str, Value]) -> bool:
+        get = values.get
+        try:
+            for metric, low, high, absent in bounds:
+                # What is not there is inside, or None where it is required; None and text cannot be compared.
+                if not low <= get(metric, absent) <= high:  # type: ignore[operator]
+                    return False
+        except TypeError:
+            return False
+        return not needed or all(get(metric) is not None for metric in needed)
+
+    return complete
+
+
+def _limits(second: int, time: Time) -> tuple[datetime, datetime]:
+    """How early and how late a reading of a record received then may be."""
     # A record without a time of its own has -1.
     if second < 0:
         return _NEVER, _ALWAYS
     try:
         now = _EPOCH + timedelta(seconds=second)
         return (
-            _NEVER if behind is None else now - timedelta(seconds=behind),
-            _ALWAYS if ahead is None else now + timedelta(seconds=ahead + 1),
+            _NEVER if time.behind is None else now - timedelta(seconds=time.behind),
+            _ALWAYS if time.ahead is None else now + timedelta(seconds=time.ahead + 1),
         )
     except OverflowError:
         return _NEVER, _ALWAYS
@@ -217,25 +247,29 @@ class _Slowly:
         time = self._policy.time
         if time.outside == "flag":
             _flag(reading, kind)
-        elif time.outside == "receive":
+            return reading
+        if time.outside == "receive" and received_ms >= 0:
             _flag(reading, RECEIVE_TIME)
             return msgspec.structs.replace(reading, time=_EPOCH + timedelta(milliseconds=received_ms))
-        else:
-            span, word = (time.ahead, "ahead of") if kind == "future" else (time.behind, "behind")
+        said = f"the time {reading.time.isoformat()} lies"
+        if kind == "future":
+            return Rejected(kind, f"{said} more than {time.ahead:g} s ahead of when it was received")
+        if time.since is not None and reading.time.date() < time.since:
             return Rejected(
-                kind, f"the time {reading.time.isoformat()} lies more than {span:g} s {word} when it was received"
+                kind, f"{said} before {time.since}: is the clock set, and is it counted in the unit expected?"
             )
-        return reading
+        return Rejected(kind, f"{said} more than {time.behind:g} s behind when it was received")
 
     def _named(self, reading: Reading, done: list[Reading | Rejected]) -> None:
         names = self._policy.device_id
-        device_id = reading.device_id.strip() if names.strip else reading.device_id
-        if names.case != "keep":
-            device_id = device_id.lower() if names.case == "lower" else device_id.upper()
+        device_id = _cased(reading.device_id.strip() if names.strip else reading.device_id, names.case)
         if names.prefix and not device_id.startswith(names.prefix):
             device_id = names.prefix + device_id
         if not device_id.removeprefix(names.prefix):
             done.append(Rejected("missing_field", "the device's id is empty"))
+            return
+        if len(device_id) > NAME_CHARS:
+            done.append(Rejected("too_large", f"the device's id has {len(device_id)} characters with its prefix"))
             return
         if device_id != reading.device_id:
             reading = msgspec.structs.replace(reading, device_id=device_id)
@@ -256,24 +290,24 @@ class _Slowly:
                 del reading.values[name]
                 reading.units.pop(name, None)
                 reading.raw.pop(name, None)
-        lost = [rejected for name, rejected in refused.items() if name in self._policy.required]
-        if lost:
-            done.append(lost[0])
-            return
+        for name in self._policy.required:
+            if reading.values.get(name) is None:
+                done.append(refused.get(name) or Rejected("missing_field", f"{name} is required and has no value"))
+                return
         if reading.values:
             done.append(reading)
         done += refused.values()
 
     @staticmethod
     def _bounded(reading: Reading, name: str, metric: Metric, value: float) -> None:
-        low, high = metric.low, metric.high
-        # What is not finite has nothing to be clamped to: no store can hold it, and `flaw` says so.
-        if not math.isfinite(value) or ((low is None or value >= low) and (high is None or value <= high)):
+        low, high = metric.bounds
+        # NaN and infinity have nothing to be clamped to: no store can hold them, and `flaw` says so.
+        if low <= value <= high or (value.__class__ is float and not math.isfinite(value)):
             return
         if metric.outside == "clamp":
             # Of what was clamped before, the original is the first.
             reading.raw.setdefault(name, value)
-            reading.values[name] = low if low is not None and value < low else high
+            reading.values[name] = low if value < low else high
             _flag(reading, CLAMPED)
         elif metric.outside == "flag":
             _flag(reading, OUT_OF_RANGE)
@@ -285,9 +319,15 @@ class _Slowly:
         said = reading.units.get(name) or said_in
         if said != unit:
             try:
-                value = reading.values[name] = units.converter(said, unit)(value)
+                convert = units.converter(said, unit)
+                value = reading.values[name] = convert(value)
             except ValueError as error:
                 raise RejectedError("bad_unit", f"{name}: {error}") from error
+            except OverflowError as error:
+                raise RejectedError("out_of_range", f"{name} is larger than any double in {unit}") from error
+            original = reading.raw.get(name)
+            if original.__class__ is float or original.__class__ is int:
+                reading.raw[name] = convert(original)
         reading.units[name] = unit
         return value
 
@@ -297,5 +337,5 @@ def _flag(reading: Reading, flag: Flag) -> None:
         reading.flags.append(flag)
 
 
-def _range(low: float | None, high: float | None) -> str:
-    return f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}"
+def _range(low: float, high: float) -> str:
+    return f"{'' if low == -math.inf else f'{low:g}'}..{'' if high == math.inf else f'{high:g}'}"

@@ -2,10 +2,10 @@
 
 What becomes of what: fields have the names of the .proto, integers of any size and enums' unknown values are integers,
 enums their names, a `Timestamp` is ISO 8601 text in UTC to the microsecond, a wrapper (`DoubleValue`, …) its value, a
-map's key its text. Bytes are refused. A field that can say whether it is set (`optional`, a message, one of a `oneof`,
-anything of proto2) is left out when it is not. One that cannot is always there, with its default when nothing was sent:
-a sensor that measures 0 sends nothing, and that is a measurement. Fields that the schema does not know are ignored, as
-Protobuf has it.
+map's key its text, bytes base64 text, as Protobuf's own JSON has them. NaN and Infinity are refused. A field that can
+say whether it is set (`optional`, a message, one of a `oneof`, anything of proto2) is left out when it is not. One that
+cannot is always there, with its default when nothing was sent: a sensor that measures 0 sends nothing, and that is a
+measurement. Fields that the schema does not know are ignored, as Protobuf has it.
 """
 
 import base64
@@ -33,7 +33,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOS: Final = 1_000_000_000
 _WRAPPERS: Final = frozenset(
     f"google.protobuf.{kind}Value"
-    for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String")
+    for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
 )
 #: Values that any message may have, and how many more for each byte: an empty message of two bytes can have a hundred
 #: fields with defaults, and a payload half a million of those.
@@ -52,7 +52,7 @@ class Messages:
     def __call__(self, data: bytes, index: tuple[int, ...]) -> Any:
         """The message in `data`; `index` says its type: which of the file, which nested in that, and so on.
 
-        Raises `RejectedError`: `undecodable`, `too_large`, `not_finite`, `bad_timestamp` or `bad_type`.
+        Raises `RejectedError`: `undecodable`, `too_large`, `not_finite` or `bad_timestamp`.
         """
         read = self._readers.get(index)
         if read is None:
@@ -192,7 +192,7 @@ class _Plans:
             names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
             return lambda value, depth, left: names.get(value, value)  # noqa: ARG005
         if field.type == field.TYPE_BYTES:
-            return _refused(field.name)
+            return lambda value, depth, left: base64.b64encode(value).decode()  # noqa: ARG005
         if field.type in {field.TYPE_DOUBLE, field.TYPE_FLOAT}:
             return _floating(field.name)
         return lambda value, depth, left: value  # noqa: ARG005
@@ -220,13 +220,6 @@ def _message(fields: Sequence[tuple[str, bool, _Convert]]) -> _Convert:
         return found
 
     return convert
-
-
-def _refused(name: str) -> _Convert:
-    def refuse(value: Any, depth: int, left: list[int]) -> Any:  # noqa: ARG001
-        raise RejectedError("bad_type", f"{quoted(name)} is of type bytes, which JSON does not have")
-
-    return refuse
 
 
 def _floating(name: str) -> _Convert:

@@ -4,6 +4,7 @@ The conversions are Pint's (https://pint.readthedocs.io); each pair is asked for
 from then on. Pint is loaded with the first conversion, not before.
 """
 
+import math
 import re
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -31,13 +32,28 @@ _SPELLINGS: Final = {
     "%RH": "percent",
     "fraction": "dimensionless",
     "": "dimensionless",
+    # Pint takes hertz for radians a second.
+    "Hz": "1 / second",
+    "kHz": "1 / millisecond",
+    "MHz": "1 / microsecond",
+    "rpm": "1 / minute",
     "°": "degree",
     "µg/m³": "microgram / meter ** 3",
     "Ω": "ohm",
 }
-_NUMBER: Final = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*([^\d\s][^\d]{0,31}?)?\s*", re.ASCII)
+#: What may stand right behind a number, besides signs: other letters there, as in `1st`, are no unit.
+_TIGHT: Final = r"[kmMµμ]?(?:VA|V|A|Wh|W|Hz|Pa|m|g|s|l|L)|C|F|K|hPa|bar|ppm|ppb|lux|lx|dBm|dB|rpm"
+_NUMBER: Final = re.compile(
+    r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)"
+    rf"(?:({_TIGHT}|[%°º℃℉‰][^\d]{{0,31}})|\s+([^\d\s][^\d]{{0,31}}))?\s*",
+    re.ASCII,
+)
+_INTEGER: Final = re.compile(r"[-+]?\d+", re.ASCII)
 _PLAIN: Final = re.compile(r"[^\W\d_]{1,24}[²³]?(?:/[^\W\d_]{1,24}[²³]?)?")
-_DIGITS: Final = 12
+_DIGITS: Final = 13
+#: No unit that is looked up is longer, so none that is remembered is.
+_CHARS: Final = 64
+_POINTS: Final = (0.0, 5e5, 1e6)
 
 
 @cache
@@ -50,9 +66,10 @@ def _registry() -> Any:
 def converter(said: str, wanted: str) -> Callable[[float], float]:
     """What makes a value in one unit a value in another.
 
-    Raises `ValueError` when one of them is not known, or they do not measure the same.
+    Raises `ValueError` when one of them is not known, they do not measure the same, or one counts by its logarithm.
+    What it makes raises `OverflowError` for what no double can hold.
     """
-    found = _converter(said, wanted)
+    found = _converter(said, wanted) if len(said) <= _CHARS else None
     if found is None:
         raise ValueError(f"{quoted(said)} cannot be converted to {quoted(wanted)}")
     return found
@@ -63,14 +80,20 @@ def _converter(said: str, wanted: str) -> Callable[[float], float] | None:
     if said == wanted:
         return float
     try:
-        at_zero, at_one = (float(_quantity(number, said).to(_unit(wanted)).magnitude) for number in (0.0, 1.0))
+        offset, half, whole = (float(_quantity(number, said).to(_unit(wanted)).magnitude) for number in _POINTS)
     except Exception:  # noqa: BLE001  Pint raises errors of many kinds for what is no unit
         return None
-    factor = at_one - at_zero
+    if not math.isclose((offset + whole) / 2, half, rel_tol=1e-9):
+        return None  # logarithmic, as dBm: not a factor and an offset
+    # Taken over a wide span, so that the offset's digits take none from the factor's.
+    factor = (whole - offset) / _POINTS[2]
 
     def convert(value: float) -> float:
-        # Twelve digits are more than any sensor has, and hide what binary fractions add.
-        return float(f"{value * factor + at_zero:.{_DIGITS}g}")
+        # Thirteen digits are more than any sensor has, and hide what binary fractions add.
+        converted = float(f"{value * factor + offset:.{_DIGITS}g}")
+        if math.isinf(converted):
+            raise OverflowError
+        return converted
 
     return convert
 
@@ -88,6 +111,16 @@ def _unit(text: str) -> Any:
 
 
 def split(text: str) -> tuple[float, str] | None:
-    """A number and the unit behind it, as in `27.93 °C`; None when the text is not that, the unit `''` without one."""
-    found = _NUMBER.fullmatch(text[:64]) if len(text) <= 64 else None  # noqa: PLR2004  no number is longer
-    return (float(found[1]), (found[2] or "").strip()) if found else None
+    """A number and the unit behind it, as in `27.93 °C`; None when the text is not that, the unit `''` without one.
+
+    Letters right behind a number are one of the usual units: `230V`, but `1st` is no number. An integer of so many
+    digits that no double holds it is none either.
+    """
+    found = _NUMBER.fullmatch(text) if len(text) <= _CHARS else None
+    if found is None:
+        return None
+    number, unit = found[1], found[2] or found[3] or ""
+    value = float(number)
+    if _INTEGER.fullmatch(number) is not None and int(value) != int(number):
+        return None
+    return value, unit.strip()

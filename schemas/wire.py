@@ -21,7 +21,6 @@ _HEADER_V: Final = (HEADER_VERSION, VERSION)
 #: A reading to the bytes of its record's value; the inverse of `read`.
 write = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Reading).decode
-
 # The dialect's own policy; when a record was received is not known here, so its time is believed.
 _OLDER: Final = Meta("", None, (), -1, setup_of(decoded.POLICY))
 _finish = finisher(decoded.POLICY)
@@ -39,7 +38,8 @@ def headers(source: bytes, ingest_ms: int) -> list[tuple[str, bytes]]:
 def read(value: bytes | None) -> Reading:
     """The reading in a decoded record's value: wire version 1, or, without `v`, a shape of the `decoded` dialect.
 
-    Raises `RejectedError` with reason `wire` when it is not one.
+    Wire version 1 counts microseconds; what else writes it finer is rounded. Raises `RejectedError` with reason `wire`
+    when it is not one.
     """
     if value is None:
         raise RejectedError("wire", "the record has no value")
@@ -50,10 +50,10 @@ def read(value: bytes | None) -> Reading:
     if not reading.device_id or not reading.measurement or not reading.values or "" in reading.values:
         raise RejectedError("wire", "device_id, measurement, values and the names of metrics must not be empty")
     time = reading.time
-    if time.tzinfo is None:
-        raise RejectedError("wire", "time has no zone")
     if time.tzinfo is UTC:
         return reading
+    if time.tzinfo is None:
+        raise RejectedError("wire", "time has no zone")
     try:
         return msgspec.structs.replace(reading, time=time.astimezone(UTC))
     except OverflowError as error:

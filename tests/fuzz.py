@@ -26,6 +26,7 @@ import msgspec
 from schemas import dialects, wire
 from schemas.decoding import Decoder
 from schemas.inputs import Input, Inputs
+from schemas.policy import Policy
 from schemas.reading import FLAGS, Reading, Rejected, RejectedError, flaw
 from schemas.reasons import REASONS
 
@@ -37,6 +38,8 @@ _REPORT_EVERY = 20_000
 _NOW_MS = 1_759_622_400_000
 _ERROR_CHARS = 2_000
 _BODIES = ("", "", "", "cbor", "msgpack")
+#: Behind a dialect's name: its topic with a policy of the fuzzer's.
+_STRICT = "!"
 
 _NASTY: Sequence[Any] = (
     None, True, False, 0, -1, 2**53, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**30, 0.0, -0.0, 1e308, 5e-324, 0.1,
@@ -58,6 +61,40 @@ class BrokenError(Exception):
     """A rule was broken."""
 
 
+def _strict(name: str) -> Policy:
+    """A policy that changes as much as it can of the metrics of a dialect's examples."""
+    metrics = sorted(
+        {
+            metric
+            for example in dialects.load()[name].EXAMPLES
+            for each in example.gives
+            if isinstance(each, Reading)
+            for metric in each.values
+        }
+    )
+    odd = [
+        {"low": 0, "high": 50, "outside": "clamp", "unit": "°C", "said_in": "°F"},
+        {"low": -1, "outside": "flag", "unit": "kW", "said_in": "W"},
+        {"high": 1e6, "outside": "reject", "unit": "fraction", "said_in": "%"},
+        {"low": 10, "high": 20, "outside": "clamp"},
+    ]
+    return dialects.policy_of(name).changed(
+        {
+            "metrics": {metric: odd[number % len(odd)] for number, metric in enumerate(metrics)},
+            "required": metrics[:1],
+            "unparsable": "reject",
+            "time": {
+                "zone": "Europe/Berlin",
+                "missing": "receive",
+                "unreadable": "receive",
+                "behind": "30d",
+                "outside": "receive",
+            },
+            "device_id": {"strip": True, "case": "upper", "prefix": "X-"},
+        }
+    )
+
+
 def decoder() -> tuple[Decoder, dict[str, list[tuple[bytes, str]]]]:
     """A decoder with a topic for each dialect and body, and each dialect's examples with their original topics."""
     topics: dict[str, Input] = {}
@@ -67,6 +104,7 @@ def decoder() -> tuple[Decoder, dict[str, list[tuple[bytes, str]]]]:
         registry = getattr(module, "EXAMPLE_REGISTRY", registry)
         for body in set(_BODIES):
             topics[name + body] = Input(name, options=getattr(module, "EXAMPLE_OPTIONS", None) or {}, body=body)  # type: ignore[arg-type]
+        topics[name + _STRICT] = msgspec.structs.replace(topics[name], policy=_strict(name))
         seeds[name] = [
             (example.payload, example.origin) for example in module.EXAMPLES if len(example.payload) < 20_000
         ]
@@ -112,6 +150,7 @@ class Fuzzer:
                 payload = self.bytes_changed(payload)
         else:
             payload = damage(payload)
+            body = _STRICT if draw.random() < 0.3 else ""
         if origin and draw.random() < 0.1:
             origin = self.bytes_changed(origin.encode()).decode("utf-8", "replace")
         return Record(name + body, payload, origin)

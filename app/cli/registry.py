@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from app.registry import Plan
     from app.settings import Settings
-    from schemas.datapoints import Entry, Point
+    from schemas.point import Entry, Point
 
 _WRONG = 1
 _CHANGES = 2

@@ -75,6 +75,8 @@ class Meta(Struct, frozen=True):
     @property
     def received(self) -> datetime:
         """When the record was received, aware UTC. Raises `RejectedError`: whoever produces can set it to anything."""
+        if self.received_ms < 0:
+            raise RejectedError("bad_timestamp", "the record itself says no time")
         try:
             return datetime.fromtimestamp(self.received_ms / 1000, UTC)
         except (ValueError, OverflowError, OSError) as error:

@@ -4,43 +4,43 @@ Wire version 1 stays what it is, whatever dialect it says; only secrets among it
 are not, are dropped. A record without `v` has one value, and for its parts any mixture of the older shapes' names:
 
     timestamp   when; without a zone, in UTC
-    device      mac_address, device_id or deviceid: a MAC address becomes f2-MAC, a number N becomes device_N
+    device      mac_address, device_id or deviceid: a MAC address becomes f2-MAC, a number N becomes device_N, unless it
+                is one of twelve digits in mac_address, which is a MAC address that has no letters
     metric      data_point_label, component_type or datapointid; else `unknown`
     value       a number, a text of one with its unit, a boolean, or null; it must be there
-    unit        unless it is empty, it counts over the one in the value's text
+    unit        unless the value's text has one, which is the one that the value was written in
     mode, pin   mode or connector_mode; pin or pin_position; `unknown` and -1 mean that they are not known
     topic       original_topic or topic, which is kept as a tag
 
 The channel is MODE/CONNECTOR/PIN as in the `iot-gateway` dialect. The connector is in the topic, and so are mode and
 pin where the record does not say them. A mode that nobody says is `unknown`, a connector or pin empty, and the channel
-is empty where all of them are. A text that is no number becomes null, flagged, itself in `raw`. All else in such a
-record, as `raw_data`, is dropped.
+is empty where all of them are. A record is refused that says two MAC addresses, or another pin than its topic. A text
+that is no number becomes null, flagged, itself in `raw`. All else in such a record, as `raw_data`, is dropped.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from hashlib import blake2b
 from math import isfinite
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from schemas import units
+from schemas import gateway, units
 from schemas.dialects import Example, Match, Meta, Walk, changed, cut
 from schemas.payload import NAME_CHARS, brief, fields, is_secret, name, need, quoted
 from schemas.payload import device as canonical
 from schemas.policy import Policy, Time
 from schemas.reading import EXACT_INTEGER, FLAGS, UNPARSABLE, Reading, Rejected, RejectedError, Value, flaw
+from schemas.time import parse
 
 MATCH: Final = Match("decoded")
 
 POLICY: Final = Policy(time=Time(zone="UTC"))
 
+_MAC: Final = "mac_address"
 # In each, the first that is said counts.
-_DEVICE: Final = ("mac_address", "device_id", "deviceid")
+_DEVICE: Final = (_MAC, "device_id", "deviceid")
 _METRIC: Final = ("data_point_label", "component_type", "datapointid")
 _MODE: Final = ("mode", "connector_mode")
 _PIN: Final = ("pin", "pin_position")
@@ -48,45 +48,24 @@ _ORIGIN: Final = ("original_topic", "topic")
 
 _UNKNOWN: Final = "unknown"
 _NO_PIN: Final = "-1"
-_TOPIC_TAG: Final = "original_topic"
-_MAC: Final = re.compile(
-    r"(?:f2-)?([0-9a-f]{12}|[0-9a-f]{2}([:. -])[0-9a-f]{2}(?:\2[0-9a-f]{2}){4}"
-    r"|[0-9a-f]{4}([:. -])[0-9a-f]{4}\3[0-9a-f]{4})",
-    re.ASCII | re.IGNORECASE,
-)
-_SEPARATORS: Final = re.compile("[:. -]")
-_TOPIC: Final = re.compile(
-    r"(?:cmnd|stat|tele)/f2-[0-9a-fA-F]{12}/([A-Za-z0-9_.-]+)/[Jj]?(\d{1,2})/"
-    r"((sensor|strike|reader|motion-sensor|siren)-(\d{1,2})|door-sensors|exit-buttons)",
-    re.ASCII,
-)
-_TOPIC_CHARS: Final = 200
+#: A unit has at most this many characters, as one in a value's text.
+_UNIT_CHARS: Final = 32
+#: How a MAC address is told that came as a number; a smaller one may be any id.
+_MAC_NUMBERS: Final = range(10**11, 10**12)
 
 _read: Final = msgspec.json.Decoder(Reading).decode
-
-
-class _Place(NamedTuple):
-    """What a topic says of the channel; `number` is the one that the pin's name ends in."""
-
-    mode: str = ""
-    connector: str = ""
-    pin: str = ""
-    number: str = ""
-
-
-_NOWHERE: Final = _Place()
 
 
 def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
     """A payload to its one reading, or to why there is none."""
     try:
         found = fields(payload)
-        return (_current(payload) if "v" in found else _older(found, meta),)
+        return (_current(payload, found) if "v" in found else _older(found, meta),)
     except RejectedError as error:
         return (error.rejected,)
 
 
-def _current(payload: bytes) -> Reading:
+def _current(payload: bytes, found: Mapping[str, Any]) -> Reading:
     try:
         reading = _read(payload)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -99,10 +78,8 @@ def _current(payload: bytes) -> Reading:
     rejected = flaw(reading) or _too_long(reading)
     if rejected is not None:
         raise RejectedError(rejected.reason, rejected.error)
-    try:
-        return replace(reading, time=reading.time.astimezone(UTC))
-    except OverflowError as error:
-        raise RejectedError("bad_timestamp", f"time {reading.time} is outside the calendar in UTC") from error
+    # The text once more: what is finer than a microsecond is cut here, while msgspec rounds it.
+    return replace(reading, time=parse(found["time"], field="time"))
 
 
 def _too_long(reading: Reading) -> Rejected | None:
@@ -114,14 +91,16 @@ def _too_long(reading: Reading) -> Rejected | None:
 
 
 def _older(found: Mapping[str, Any], meta: Meta) -> Reading:
-    device_id = _device(found)
+    device_id, mac = _device(found)
     time, flags = meta.time(found.get("timestamp"))
     metric = _name(found, _METRIC) or _UNKNOWN
     if is_secret(metric):
         raise RejectedError("not_telemetry", f"the record is of {quoted(metric)}, which is a secret")
     topic = _text(found, _ORIGIN)
-    value, unit, raw = _value(need(found, "value"), meta)
-    unit = _text(found, ("unit",)).strip() or unit
+    channel = _channel(_name(found, _MODE), _name(found, _PIN), _address(topic, mac))
+    value, written, raw = _value(need(found, "value"), meta)
+    said = _unit(found)
+    unit = written or said
     if raw is not None:
         flags.append(UNPARSABLE)
     return Reading(
@@ -129,11 +108,9 @@ def _older(found: Mapping[str, Any], meta: Meta) -> Reading:
         device_id,
         time,
         {metric: value},
-        _channel(
-            _name(found, _MODE), _name(found, _PIN), _place(topic) if 0 < len(topic) <= _TOPIC_CHARS else _NOWHERE
-        ),
+        channel,
         {metric: unit} if unit else {},
-        {_TOPIC_TAG: topic} if topic else {},
+        {gateway.TAG: topic} if topic else {},
         {metric: raw} if raw is not None else {},
         "decoded",
         flags,
@@ -165,14 +142,30 @@ def _name(found: Mapping[str, Any], names: Sequence[str]) -> str:
     return name({field: value}, field)
 
 
-def _device(found: Mapping[str, Any]) -> str:
+def _unit(found: Mapping[str, Any]) -> str:
+    unit = _text(found, ("unit",)).strip()
+    if len(unit) > _UNIT_CHARS:
+        raise RejectedError("bad_unit", f"unit is {quoted(unit)}, of more than {_UNIT_CHARS} characters")
+    return unit
+
+
+def _device(found: Mapping[str, Any]) -> tuple[str, str]:
+    """The device's id, and the MAC address that is said anywhere, or `''`."""
     field, value = _said(found, _DEVICE)
     if value is None:
         raise RejectedError("missing_field", f"none of {', '.join(_DEVICE)} says the device")
-    mac = _MAC.fullmatch(value) if isinstance(value, str) else None
-    if mac is not None:
-        return "f2-" + _SEPARATORS.sub("", mac[1]).lower()
-    return canonical(field, value)
+    macs = {other: mac for other in _DEVICE if (mac := _mac(other, found.get(other))) is not None}
+    if len(set(macs.values())) > 1:
+        said = " and ".join(f"{other} {quoted(found[other])}" for other in macs)
+        raise RejectedError("contradiction", f"two controllers are named: {said}")
+    device_id = gateway.device_id(macs[field]) if field in macs else canonical(field, value)
+    return device_id, next(iter(macs.values()), "")
+
+
+def _mac(field: str, value: object) -> str | None:
+    if field == _MAC and value.__class__ is int and value in _MAC_NUMBERS:
+        value = str(value)
+    return gateway.controller(value) if isinstance(value, str) else None
 
 
 def _value(value: Any, meta: Meta) -> tuple[Value, str, str | None]:
@@ -192,28 +185,39 @@ def _value(value: Any, meta: Meta) -> tuple[Value, str, str | None]:
     return value, "", None
 
 
-@lru_cache(maxsize=4096)
-def _place(topic: str) -> _Place:
-    found = _TOPIC.fullmatch(topic)
-    if found is None:
-        return _NOWHERE
-    mode, connector, component, kind, digits = found.groups()
-    number = str(int(digits)) if digits else ""
-    pin = component if not number else number if kind == "sensor" else f"{kind}-{number}"
-    return _Place(mode, str(int(connector)), pin, number)
+def _address(topic: str, mac: str) -> gateway.Address | None:
+    """What the topic says, None where it is not one of a gateway's; it must not be of another controller."""
+    controller = gateway.controller_of(topic)
+    if controller is None:
+        return None
+    if mac not in {"", controller}:
+        device_id = gateway.device_id(controller)
+        raise RejectedError("contradiction", f"the record is of the controller {mac}, but its topic of {device_id}")
+    try:
+        return gateway.address(topic)
+    except RejectedError:
+        return None
 
 
-def _channel(mode: str, pin: str, place: _Place) -> str:
-    mode = place.mode if mode in {"", _UNKNOWN} else mode
+def _channel(mode: str, pin: str, address: gateway.Address | None) -> str:
     if pin.isascii() and pin.isdigit():
         pin = pin.lstrip("0") or "0"
-    if pin in {"", _NO_PIN, place.number}:
-        pin = place.pin
+    if pin == _NO_PIN:
+        pin = ""
+    if mode == _UNKNOWN:
+        mode = ""
     if "/" in mode or "/" in pin:
         raise RejectedError("bad_type", f"mode is {quoted(mode)} and pin {quoted(pin)}, which must not hold a slash")
-    if not (mode or pin or place.connector):
+    connector = ""
+    if address is not None:
+        mode, connector = mode or address.mode, address.connector
+        if pin in {"", address.number, address.component}:
+            pin = address.pin
+        elif address.number:
+            raise RejectedError("contradiction", f"pin is {quoted(pin)}, but the topic of {address.component}")
+    if not (mode or pin or connector):
         return ""
-    return name({"channel": f"{mode or _UNKNOWN}/{place.connector}/{pin}"}, "channel")
+    return name({"channel": f"{mode or _UNKNOWN}/{connector}/{pin}"}, "channel")
 
 
 _ENCODED: Final = Meta("", None, (), -1)
@@ -232,7 +236,7 @@ def encode(reading: Reading) -> bytes:
         "pin": rest.partition("/")[2] or _NO_PIN,
         "value": reading.raw.get(metric, value),
         "unit": reading.units.get(metric, ""),
-        "original_topic": reading.tags.get(_TOPIC_TAG, ""),
+        "original_topic": reading.tags.get(gateway.TAG, ""),
     }
     older = msgspec.json.encode(said)
     again = decode(older, _ENCODED)[0]
@@ -240,8 +244,8 @@ def encode(reading: Reading) -> bytes:
 
 
 def template(prefix: str, number: int) -> Reading:
-    """The first example's reading of a simulated controller; its address is one that no maker gives away."""
-    device_id = f"f2-02{blake2b(prefix.encode(), digest_size=2).hexdigest()}{number % 0x1000000:06x}"
+    """The first example's reading of a simulated controller."""
+    device_id = gateway.simulated(prefix, number)
     topic = _TOPIC_1.replace(_DEVICE_ID, device_id)
     return _gives(29.8, "°C", "sensor-mode/1/1", metric="Temperature", device_id=device_id, topic=topic)
 
@@ -253,6 +257,7 @@ SPOILED: Final = {
     "missing_field": changed(mac_address=msgspec.UNSET),
     "bad_timestamp": changed(timestamp="yesterday"),
     "bad_type": changed(value=[29.8]),
+    "contradiction": changed(pin="2"),
     "wire": changed(v=2),
 }
 
@@ -279,7 +284,7 @@ def _gives(  # noqa: PLR0913  the parts of such a record
         {metric: value},
         channel,
         {metric: unit} if unit else {},
-        {_TOPIC_TAG: topic} if topic else {},
+        {gateway.TAG: topic} if topic else {},
         {} if raw is None else {metric: raw},
         "decoded",
         [] if raw is None else [UNPARSABLE],
@@ -318,7 +323,8 @@ EXAMPLES: Final = (
     Example(_START + b',"value":null}', [_gives(None)]),
     Example(_START + b',"value":true,"mode":"unknown","pin":-1}', [_gives(value=True)]),
     Example(_START + b',"value":"27.93 \xc2\xb0C","pin":2}', [_gives(27.93, "°C", "unknown//2")]),
-    Example(_START + b',"value":"27.93 \xc2\xb0C","unit":" K "}', [_gives(27.93, "K")]),
+    Example(_START + b',"value":"27.93 \xc2\xb0C","unit":" K "}', [_gives(27.93, "°C")]),
+    Example(_START + b',"value":"27.93","unit":" K "}', [_gives(27.93, "K")]),
     Example(_START + b',"value":"n/a"}', [_gives(None, raw="n/a")]),
     Example(_START + b',"value":"1e999"}', [_gives(None, raw="1e999")]),
     Example(
@@ -348,6 +354,10 @@ EXAMPLES: Final = (
     Example(b'{"timestamp":1685027590,"deviceid":-7,"value":1}', ["bad_type"]),
     Example(_START + b',"value":{"celsius":29.8}}', ["bad_type"]),
     Example(_START + b',"value":1,"unit":7}', ["bad_type"]),
+    Example(_START + b',"value":1,"unit":"' + b"u" * 33 + b'"}', ["bad_unit"]),
+    Example(_START + b',"value":1,"device_id":"f2-e4fd45f654bf"}', ["contradiction"]),
+    Example(_START + b',"value":1,"topic":"tele/f2-e4fd45f654bf/LWT"}', ["contradiction"]),
+    Example(_START + b',"value":1,"pin":2,"topic":"' + _TOPIC_1.encode() + b'"}', ["contradiction"]),
     Example(_START + b',"value":1,"pin":true}', ["bad_type"]),
     Example(_START + b',"value":1,"pin":"1/2"}', ["bad_type"]),
     Example(_START + b',"value":1,"mode":"' + b"m" * 256 + b'","pin":1}', ["too_large"]),

@@ -5,6 +5,9 @@ backslash goes before a quote or a backslash. `[-1]` is the last of an array. Wi
 which is also `@`, and `$` is the whole payload: `$.site.name`. `$key`, `$topic`, `$header.NAME`, `$origin` and
 `$origin[1]`, the second part between its slashes, are the record's key, topic, header and original topic.
 
+The device is a text, kept as it is, or a number N, which is `device_N`. What tells the parts of one device apart is
+their `channel`: without it their values are of one series, and those of one time contradict each other.
+
 Numbers stay what they are, integers integers; units come from the configuration, the payload, or a text such as
 `27.93 °C` where `numbers` is `parse`. A part that is not there is left out, null is null, and what has another kind of
 value than it must rejects itself, the whole reading where it is its device, channel, measurement or time. What is named
@@ -23,9 +26,9 @@ from msgspec import UNSET
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from schemas import units
+from schemas.config import Model
 from schemas.dialects import Decode, Example, Match, Meta
-from schemas.payload import NAME_CHARS, Refusals, fields, is_secret, quoted, text
-from schemas.policy import Model
+from schemas.payload import NAME_CHARS, Refusals, device, fields, is_secret, quoted, text
 from schemas.reading import UNPARSABLE, Reading, Rejected, RejectedError, Value
 
 MATCH: Final = Match("json")
@@ -316,7 +319,7 @@ class _Mapped:
         return refusals.after(readings) or (Rejected("empty", "there are no elements in the array"),)
 
     def _reading(self, element: Any, root: Any, meta: Meta, wrong: list[Rejected]) -> Reading:
-        device_id = _label(self._device, element, root, meta)
+        device_id = _device(self._device, element, root, meta)
         if not device_id:
             raise RejectedError("missing_field", f"{self._device.text} is missing or empty, which is the device")
         measurement, at = self._measurement
@@ -387,17 +390,24 @@ def _text_and_path(said: str) -> tuple[str, Path | None]:
     return (said, path(said)) if _clearly_a_path.match(said) else (said, None)
 
 
+def _device(found: Path, element: Any, root: Any, meta: Meta) -> str:
+    value = found.find(element, root, meta)
+    return device(found.text, value) if value.__class__ is int else _name(found.text, value)
+
+
 def _label(found: Path, element: Any, root: Any, meta: Meta) -> str:
     """The text or integer at a path as a name, `''` when there is none."""
     value = found.find(element, root, meta)
+    return _name(found.text, str(value) if value.__class__ is int else value)
+
+
+def _name(place: str, value: object) -> str:
     if value is None or value is UNSET:
         return ""
-    if value.__class__ is int:
-        value = str(value)
     if not isinstance(value, str):
-        raise RejectedError("bad_type", f"{found.text} is {quoted(value)}, neither text nor an integer")
+        raise RejectedError("bad_type", f"{place} is {quoted(value)}, neither text nor an integer")
     if len(value) > NAME_CHARS:
-        raise RejectedError("too_large", f"{found.text} has {len(value)} characters, more than {NAME_CHARS}")
+        raise RejectedError("too_large", f"{place} has {len(value)} characters, more than {NAME_CHARS}")
     return value
 
 
@@ -505,7 +515,7 @@ EXAMPLES: Final = (
     Example(_START + b',"data":{"speed":1e3}}', [_gives({"speed": 1000.0}, units={"speed": "rpm"})], origin="plant"),
     Example(
         b'{"id":17,"ts":1759667696,"data":{"pulses":9007199254740993,"door":null}}',
-        [Reading("machine", "17", _AT, {"pulses": 2**53 + 1, "door": None}, dialect="json")],
+        [Reading("machine", "device_17", _AT, {"pulses": 2**53 + 1, "door": None}, dialect="json")],
         origin="plant",
     ),
     Example(  # a text that is no number

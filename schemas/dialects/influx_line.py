@@ -3,8 +3,13 @@ r"""The `influx-line` dialect: InfluxDB line protocol, as Telegraf sends it and 
 The measurement stays; one tag is the device, and by default the others are the channel, since points that differ in a
 tag are different series: `cpu,host=a,cpu=cpu0 idle=1` is device `a`, channel `cpu=cpu0`. All tags, the device's too,
 stay in `tags`, so that `encode` gives the line back. Fields become metrics: `1.0` a float, `1i` and `1u` integers,
-`t` or `true` a boolean, `"…"` text. A secret tag or field is dropped, units are not stated, and of a field that a line
-repeats the last counts.
+`t` or `true` a boolean, `"…"` text. Units are not stated, and of a field that a line repeats the last counts.
+
+A secret tag or field is dropped, and so tells no series apart: points that differ in a tag such as `token` alone are
+one series, and those of one payload and time contradict each other unless they are equal.
+
+Timestamps count what the option `precision` says. Seconds that are taken for nanoseconds lie in the first days of 1970,
+where the policy's `time.since` refuses them as `old`: say `precision: s`, or `auto`.
 
 Escapes are InfluxDB's: in names a backslash before a comma, a space or `=` takes its meaning away, in texts one before
 `"` or a backslash; any other backslash is itself. A text may hold line breaks. What cannot be read rejects its line,
@@ -20,17 +25,20 @@ from typing import Annotated, Final, Literal, NamedTuple
 from msgspec import structs
 from pydantic import AfterValidator, Field
 
+from schemas.config import Model
 from schemas.dialects import Decode, Example, Match, Meta, Walk
 from schemas.payload import LETTERS, NAME_CHARS, Refusals, is_secret, quoted
-from schemas.policy import Model
 from schemas.reading import RECEIVE_TIME, Reading, Rejected, RejectedError, Value
 from schemas.time import FIRST_YEAR, LAST_YEAR
 
 MATCH: Final = Match("influx-line")
 
 _NAME: Final = "influx-line"
-#: Longer heads of lines, and names of fields, are not remembered, so that hostile ones cannot fill the memory.
-_REMEMBERED_CHARS: Final = 512
+#: How many heads of lines, names of fields and names of tags are remembered in all, and how long they may be, so that
+#: hostile ones cannot fill the memory: heads of 256 characters that are all tags take 20 MB, usual ones 6.
+_HEADS: Final = 4_096
+_NAMES: Final = 2_048
+_REMEMBERED_CHARS: Final = 256
 _LARGEST: Final = 2**63 - 1
 _LARGEST_UNSIGNED: Final = 2**64 - 1
 #: No 64-bit integer has more digits.
@@ -51,7 +59,8 @@ class Options(Model):
 
     `device` are the tags that may name the device; the first one that a point has does. `channel` are the tags that
     make the channel, all others when it is not said; only name fewer where the rest say nothing about which series it
-    is. `precision` is what timestamps count; `auto` tells by their size, and takes what is near 1970 for seconds.
+    is. `precision` is what timestamps count; `auto` tells by their size, and takes what is near 1970 for seconds. Any
+    other must be right: the policy's `time.since` refuses most of what is not.
     """
 
     device: tuple[Tag, ...] = Field(("device_id", "device", "host"), min_length=1)
@@ -144,7 +153,7 @@ def decoder(options: Options) -> Decode:
 
 class _Points:
     def __init__(self, options: Options) -> None:
-        self._series = lru_cache(maxsize=32_768)(lambda head: _series(head, options))
+        self._device, self._channel = options.device, options.channel
         self._precision = options.precision
 
     def decode(self, payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
@@ -174,7 +183,8 @@ class _Points:
 
     def _reading(self, point: re.Match[str], meta: Meta, wrong: list[Rejected]) -> Reading | None:
         head, fields, stamp, other = point.groups()
-        series = (self._series if len(head) <= _REMEMBERED_CHARS else self._series.__wrapped__)(head)
+        find = _series if len(head) <= _REMEMBERED_CHARS else _series.__wrapped__
+        series = find(head, self._device, self._channel)
         time = None if stamp is None else _instant(stamp, self._precision)
         flags: list[str] = []
         if time is None:
@@ -206,7 +216,9 @@ def _text(payload: bytes) -> tuple[str, bool]:
         return payload.decode("utf-8", "surrogateescape"), True
 
 
-def _series(head: str, options: Options) -> _Series:
+@lru_cache(maxsize=_HEADS)
+def _series(head: str, devices: tuple[str, ...], channels: tuple[str, ...] | None) -> _Series:
+    """What a head says, as `Options` of these `device` and `channel` have it: topics that agree on them share it."""
     named = _measurement.match(head)
     at, end = 0 if named is None else named.end(), len(head)
     measurement = _escaped_measurement.sub(r"\1", head[:at])
@@ -223,21 +235,24 @@ def _series(head: str, options: Options) -> _Series:
         if "\\" in name or "\\" in value:
             name, value = _escaped.sub(r"\1", name), _escaped.sub(r"\1", value)
         _fits(name, "a tag's name")
-        if is_secret(name):
+        if _is_secret(name):
             continue
         if name in tags:
             raise RejectedError("undecodable", f"the tag {quoted(name)} is there twice")
         tags[name] = value
-    device = next((name for name in options.device if name in tags), None)
+    device = next((name for name in devices if name in tags), None)
     if device is None:
-        raise RejectedError("missing_field", f"none of the tags {', '.join(options.device)} is there: no device")
+        raise RejectedError("missing_field", f"none of the tags {', '.join(devices)} is there: no device")
     _fits(tags[device], f"the device's tag {quoted(device)}")
-    chosen = sorted(tags.keys() if options.channel is None else tags.keys() & set(options.channel))
+    chosen = sorted(tags.keys() if channels is None else tags.keys() & set(channels))
     channel = ",".join(f"{_marked(name)}={_marked(tags[name])}" for name in chosen if name != device)
     if len(channel) > NAME_CHARS:
         why = f"the channel of its tags has {len(channel)} characters, more than {NAME_CHARS}: name fewer as `channel`"
         raise RejectedError("too_large", why)
     return _Series(measurement, tags[device], channel, tags)
+
+
+_is_secret: Final = lru_cache(maxsize=_NAMES)(is_secret)
 
 
 def _marked(part: str) -> str:
@@ -278,7 +293,7 @@ def _values(said: str, wrong: list[Rejected]) -> dict[str, Value]:
     return values
 
 
-@lru_cache(maxsize=8_192)
+@lru_cache(maxsize=_NAMES)
 def _metric(key: str) -> str | None:
     """The name of a field's metric, None when it is a secret."""
     if not key:

@@ -1,64 +1,42 @@
 """The `iot-gateway` dialect: what controllers say at MQTT topics, in the envelope that a bridge puts around it.
 
-The topic, `cmnd|stat|tele/f2-MAC/MODE/CONNECTOR/COMPONENT`, names the device, `f2-` and its MAC address, and the
-channel, `MODE/CONNECTOR/PIN`; it is kept as a tag. A sensor's data is hex, and the registry of data points
-(`schemas.datapoints`) says what it means; its pin is its number. Strikes, door sensors, readers, buttons, motion
-sensors and sirens send members, which become metrics; their pin is the component's name. What cannot be read becomes
-null, flagged, its text in `raw`. The time is the device's own, else when the bridge received the message. Without an
-envelope, the record must say the original topic.
+The topic names the device and the channel (`schemas.gateway`), and is kept as a tag. A sensor's data is hex, and the
+registry of data points (`schemas.datapoints`) says what it means. Strikes, door sensors, readers, buttons, motion
+sensors and sirens send members, which become metrics. What cannot be read becomes null, flagged, its text in `raw`. The
+time is the device's own, else when the bridge received the message. Without an envelope, the record must say the
+original topic.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from hashlib import blake2b
 from math import isfinite
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from schemas import units
-from schemas.datapoints import DataPoints, Extractor, octets, pack
+from schemas import gateway, units
+from schemas.datapoints import DataPoints
 from schemas.datapoints import parse as entries_of
 from schemas.dialects import Example, Match, Meta, Walk, changed, cut
+from schemas.extract import Extractor, octets, pack
+from schemas.gateway import TAG
 from schemas.payload import extras, fields, measured, name, quoted
 from schemas.policy import Policy, Time
 from schemas.reading import RECEIVE_TIME, UNPARSABLE, Reading, Rejected, RejectedError, Value
 from schemas.time import parse
 
-#: A topic has at most this many characters.
-TOPIC_CHARS: Final = 200
 #: A sensor's data has at most this many characters.
 DATA_CHARS: Final = 8192
 
-_TOPIC: Final = re.compile(r"(cmnd|stat|tele)/f2-([0-9A-Fa-f]{12})/(.+)")
-MATCH: Final = Match("iot-gateway", origin=_TOPIC)
+MATCH: Final = Match("iot-gateway", origin=gateway.TOPIC)
 
 POLICY: Final = Policy(time=Time(zone="UTC", missing="receive"))
 
-_PLACE: Final = re.compile(r"([A-Za-z0-9_.-]+)/([^/]+)/([^/]+)")
-_CONNECTOR: Final = re.compile(r"[Jj]?([0-9]{1,2})")
-_COMPONENT: Final = re.compile(r"(sensor|strike|reader|motion-sensor|siren)-([0-9]{1,2})|door-sensors|exit-buttons")
-_COMPONENTS: Final = "sensor-N, strike-N, door-sensors, reader-N, exit-buttons, motion-sensor-N and siren-N, N 0..99"
 #: The members that are measured, where a text must hold a number.
 _MEASURED: Final = frozenset({"voltage", "current", "signal_strength", "sensitivity", "volume"})
-_TAG: Final = "original_topic"
 _TIME: Final = "timestamp"
 _DATA: Final = "data"
-
-
-class _Address(Struct, frozen=True):
-    """What a topic says; `pin` is a sensor's, else `''`."""
-
-    topic: str
-    command: bool
-    controller: str
-    device_id: str
-    channel: str
-    connector: str
-    pin: str
 
 
 class _Sent(Struct, forbid_unknown_fields=True, gc=False):
@@ -81,10 +59,10 @@ def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
     """A message to its reading, or to why there is none, and why not all of it is in the reading."""
     try:
         got = _read(payload)
-        address = _address(got.original_topic)
+        address = gateway.address(got.original_topic)
         text = got.payload.data
         data = bytes.fromhex(text)
-        if got.device_id != address.device_id or not address.pin or not data or len(text) > DATA_CHARS:
+        if got.device_id != address.device_id or not address.sensor or not data or len(text) > DATA_CHARS:
             return _carefully(payload, meta)
         points = _points(address, meta)
         return (
@@ -95,7 +73,7 @@ def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
                 {point.label: point.read(text, data) for point in points},
                 address.channel,
                 {point.label: point.unit for point in points if point.unit},
-                {_TAG: address.topic},
+                {TAG: address.topic},
                 dialect="iot-gateway",
             ),
         )
@@ -106,7 +84,7 @@ def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
 def _carefully(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
     try:
         said = _envelope(payload, meta)
-        address = _address(name(said, _TAG))
+        address = gateway.address(name(said, TAG))
         _agrees(said.get("device_id"), address)
         members = _members(said.get("payload"), address)
         time, flags = meta.time(members.get(_TIME), "payload.timestamp", received=_received(said))
@@ -116,11 +94,11 @@ def _carefully(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
             time,
             {},
             address.channel,
-            tags={_TAG: address.topic},
+            tags={TAG: address.topic},
             dialect="iot-gateway",
             flags=flags,
         )
-        refused = _sensor(members, address, meta, reading) if address.pin else _component(members, meta, reading)
+        refused = _sensor(members, address, meta, reading) if address.sensor else _component(members, meta, reading)
     except RejectedError as error:
         return (error.rejected,)
     if not reading.values:
@@ -132,73 +110,43 @@ def _carefully(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
 
 def _envelope(payload: bytes, meta: Meta) -> Mapping[str, Any]:
     origin = meta.origin
-    bare = _TOPIC.fullmatch(origin) is not None
+    bare = gateway.TOPIC.fullmatch(origin) is not None
     try:
         found = fields(payload)
     except RejectedError:
         if not bare:
             raise
         try:
-            return {_TAG: origin, "payload": payload.decode()}
+            return {TAG: origin, "payload": payload.decode()}
         except UnicodeDecodeError as error:
             raise RejectedError("undecodable", "the payload is no text in UTF-8") from error
-    return {_TAG: origin, "payload": found} if bare and _TAG not in found else found
+    return {TAG: origin, "payload": found} if bare and TAG not in found else found
 
 
-@lru_cache(maxsize=16_384)
-def _address(topic: str) -> _Address:
-    if len(topic) > TOPIC_CHARS:
-        raise RejectedError("too_large", f"{_TAG} has {len(topic)} characters, more than {TOPIC_CHARS}")
-    found = _TOPIC.fullmatch(topic)
-    if found is None:
-        raise RejectedError("bad_type", f"{_TAG} is {quoted(topic)}, not cmnd, stat or tele/f2-MAC/MODE/CONNECTOR/..")
-    prefix, controller, rest = found[1], found[2].lower(), found[3]
-    place = _PLACE.fullmatch(rest)
-    component = _COMPONENT.fullmatch(place[3]) if place else None
-    if place is None or component is None:
-        raise RejectedError("not_telemetry", f"{_TAG} ends in {quoted(rest)}; components with readings: {_COMPONENTS}")
-    connector = _CONNECTOR.fullmatch(place[2])
-    if connector is None:
-        raise RejectedError("bad_type", f"the connector in {_TAG} is {quoted(place[2])}, not 0..99 or J1..J4")
-    number = str(int(connector[1]))
-    kind, digits = component.groups()
-    pin = str(int(digits)) if digits else ""
-    last = place[3] if not pin else pin if kind == "sensor" else f"{kind}-{pin}"
-    return _Address(
-        topic,
-        prefix == "cmnd",
-        controller,
-        f"f2-{controller}",
-        f"{place[1]}/{number}/{last}",
-        number,
-        pin if kind == "sensor" else "",
-    )
-
-
-def _agrees(said: object, address: _Address) -> None:
+def _agrees(said: object, address: gateway.Address) -> None:
     if said is None:
         return
     if not isinstance(said, str):
         raise RejectedError("bad_type", f"device_id is {quoted(said)}, not a string")
-    if said.lower().removeprefix("f2-") != address.controller:
-        raise RejectedError("contradiction", f"device_id is {quoted(said)}, but {_TAG} is of {address.device_id}")
+    if gateway.controller(said) != address.controller:
+        raise RejectedError("contradiction", f"device_id is {quoted(said)}, but {TAG} is of {address.device_id}")
 
 
-def _members(sent: object, address: _Address) -> Mapping[str, Any]:
+def _members(sent: object, address: gateway.Address) -> Mapping[str, Any]:
     if isinstance(sent, dict):
         # A controller says when; who commands it does not.
-        if address.command and not address.pin and sent.get(_TIME) in (None, ""):
+        if address.command and not address.sensor and sent.get(_TIME) in (None, ""):
             raise RejectedError("not_telemetry", "the payload is a command: it says no timestamp")
         return sent
-    if address.command and not address.pin:
+    if address.command and not address.sensor:
         raise RejectedError("not_telemetry", f"the payload is a command: {quoted(sent)}")
     if sent is None:
         raise RejectedError("missing_field", "payload is missing")
-    if address.pin and isinstance(sent, int) and not isinstance(sent, bool):
+    if address.sensor and isinstance(sent, int) and not isinstance(sent, bool):
         sent = str(sent)  # hex without a letter, which the bridge took for a number
-    if address.pin and isinstance(sent, str):
+    if address.sensor and isinstance(sent, str):
         return {_DATA: sent}
-    wanted = "neither an object nor a text of hex" if address.pin else "not an object"
+    wanted = "neither an object nor a text of hex" if address.sensor else "not an object"
     raise RejectedError("bad_type", f"payload is {quoted(sent)}, {wanted}")
 
 
@@ -209,7 +157,7 @@ def _received(said: Mapping[str, Any]) -> datetime | None:
         return None
 
 
-def _points(address: _Address, meta: Meta) -> Sequence[Extractor]:
+def _points(address: gateway.Address, meta: Meta) -> Sequence[Extractor]:
     registry = meta.setup.registry
     points = registry.points(address.controller, address.connector, address.pin) if registry is not None else None
     if points is None:
@@ -219,7 +167,7 @@ def _points(address: _Address, meta: Meta) -> Sequence[Extractor]:
     return found
 
 
-def _sensor(members: Mapping[str, Any], address: _Address, meta: Meta, reading: Reading) -> Sequence[Rejected]:
+def _sensor(members: Mapping[str, Any], address: gateway.Address, meta: Meta, reading: Reading) -> Sequence[Rejected]:
     points = _points(address, meta)
     text = members.get(_DATA)
     if text is None:
@@ -293,12 +241,12 @@ def _unread(  # noqa: PLR0913  where it goes is all of these
 
 def encode(reading: Reading) -> bytes:
     """The message that `decode` makes this reading of, where a sensor is wired as in `EXAMPLE_REGISTRY`."""
-    address = _address(reading.tags[_TAG])
+    address = gateway.address(reading.tags[TAG])
     said: dict[str, object] = {}
     if RECEIVE_TIME not in reading.flags:
         said[_TIME] = reading.time.isoformat(" ")
     values = {metric: reading.raw.get(metric, value) for metric, value in reading.values.items()}
-    if address.pin:
+    if address.sensor:
         points = EXAMPLE_REGISTRY.points(address.controller, address.connector, address.pin) or ()
         unread = [raw for metric, raw in reading.raw.items() if reading.values.get(metric) is None]
         said[_DATA] = unread[0] if unread else pack(points, values)
@@ -310,7 +258,7 @@ def encode(reading: Reading) -> bytes:
             said[metric] = f"{value} {unit}" if unit else value
     return msgspec.json.encode(
         {
-            _TAG: address.topic,
+            TAG: address.topic,
             "device_id": reading.device_id,
             "payload": said,
             _TIME: reading.time.timestamp(),
@@ -319,8 +267,8 @@ def encode(reading: Reading) -> bytes:
 
 
 def template(prefix: str, number: int) -> Reading:
-    """The first example's reading as a simulated controller says it; its address is one that no maker gives away."""
-    device_id = f"f2-02{blake2b(prefix.encode(), digest_size=2).hexdigest()}{number % 0x1000000:06x}"
+    """The first example's reading as a simulated controller says it."""
+    device_id = gateway.simulated(prefix, number)
     first = _gives(_AIR_VALUES, "sensor-mode/1/1", _AIR, topic=f"cmnd/{device_id}/{_SENSOR}")
     return msgspec.structs.replace(first, device_id=device_id)
 
@@ -447,7 +395,7 @@ def _gives(  # noqa: PLR0913  the parts of a reading
         dict(values),
         channel,
         dict(units or {}),
-        {_TAG: topic or f"cmnd/{_DEVICE}/{channel}"},
+        {TAG: topic or f"cmnd/{_DEVICE}/{channel}"},
         dict(raw or {}),
         "iot-gateway",
         list(flags),

@@ -2,7 +2,7 @@
 
 The payload is structured, its measurements in `data` and what describes them in `metadata`, or flat: then every field
 of its root is one but for those that say who and when. Measurements keep their types; objects and arrays among them
-are refused alone. Times without a zone are UTC.
+are refused alone, and so is one that `data` and the root give different values. Times without a zone are UTC.
 
 The original topic, the record's or else the payload's own `original_topic`, says what a message is and whose, and
 becomes a tag. Below a device, `telemetry` and its `sensors`, `metrics` and `events` are readings of measurement
@@ -40,6 +40,7 @@ _BARE: Final = frozenset({b"online", b"offline"})
 _TIMES: Final = ("timestamp", "ts")
 _KNOWN: Final = frozenset({*_TIMES, "device_id", "metadata", _TOPIC_TAG})
 _STRUCTURED: Final = _KNOWN | {"data"}
+_NAMED_IN_ERROR: Final = 3
 
 
 class _Place(NamedTuple):
@@ -131,7 +132,30 @@ def _values(found: Mapping[str, Any], rejected: list[Rejected]) -> dict[str, Val
     outer, wrong = extras(found, known)
     if wrong is not None:
         rejected.append(wrong)
+    if known is _STRUCTURED and data:
+        _agree(inner, outer, data, rejected)
     return inner | {metric: value for metric, value in outer.items() if metric not in inner}
+
+
+def _agree(inner: dict[str, Value], outer: dict[str, Value], data: dict[str, Any], rejected: list[Rejected]) -> None:
+    """Refuse the measurements that `data` and the root give different values; all share one `Rejected`."""
+    apart = [metric for metric in outer if metric in data and not _same(outer[metric], data[metric])]
+    if not apart:
+        return
+    named = [
+        f"{quoted(metric)} is {quoted(data[metric])} in data, and {quoted(outer[metric])} beside it"
+        for metric in apart[:_NAMED_IN_ERROR]
+    ]
+    rest = len(apart) - len(named)
+    rejected.append(Rejected("contradiction", "; ".join(named) + (f"; and {rest} more" if rest else "")))
+    for metric in apart:
+        del outer[metric]
+        inner.pop(metric, None)
+
+
+def _same(value: object, other: object) -> bool:
+    """Whether two values are the same in JSON, where 1 is 1.0, and not true."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _complete(values: dict[str, Value], kind: str, rejected: list[Rejected]) -> None:
@@ -222,7 +246,7 @@ EXAMPLES: Final = (
     ),
     Example(  # a time without a zone; numbers, texts and booleans as they are said; fields beside `data` are not lost
         b"{" + _KEY + b',"timestamp":"2025-10-05T12:34:56","data":{"count":20,"level":20.0,"mode":"auto","open":false,'
-        b'"fault":null,"password":"p","ts":17},"metadata":{"api_key":"k","in":{"token":"t","a":1}},"level":1,"rssi":-71}',
+        b'"fault":null,"password":"p","ts":17},"metadata":{"api_key":"k","in":{"token":"t","a":1}},"level":20,"rssi":-71}',
         [
             _gives(
                 {"count": 20, "level": 20.0, "mode": "auto", "open": False, "fault": None, "rssi": -71},
@@ -234,6 +258,11 @@ EXAMPLES: Final = (
         _BELOW + "telemetry/metrics",
     ),
     Example(_FLAT + b"1759667696}", [_gives({"temperature": 23.5}, origin=_BELOW + "telemetry")], _BELOW + "telemetry"),
+    Example(  # two that `data` and the root do not agree on
+        _FLAT + b'1759667696,"open":1,"rssi":-71,"data":{"temperature":23.4,"open":true,"rssi":-71.0}}',
+        [_gives({"rssi": -71.0}, origin=_BELOW + "telemetry"), "contradiction"],
+        _BELOW + "telemetry",
+    ),
     Example(  # flat, and what the record does not say in the payload
         _FLAT + b'1759667696000,"timestamp":"","device_id":"1","data":7,'
         b'"original_topic":"iotflow/devices/1/telemetry/sensors"}',

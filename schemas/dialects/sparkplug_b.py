@@ -14,7 +14,9 @@ The device's id is `GROUP/EDGE` or `GROUP/EDGE/DEVICE`; the tags are `original_t
   will of an older session than the birth that came before it is refused. That its devices are offline with an edge
   node is for the reader to know.
 - Commands and the state of hosts are no telemetry.
-- A payload that Ignition compressed is decompressed.
+- A payload that Ignition compressed is decompressed: to 64 KiB at most, or to 32 times what was received where that is
+  more, and never to more than 2 MiB. It holds 2,048 metrics at most, or one for every two bytes received where that is
+  more, as no payload can that is not compressed; and never more than 250,000.
 
 **Aliases.** Data may name a metric by the alias that the birth of its edge node or device gave it, and leave out type
 and unit, which the birth said. Each decoder (one per topic and worker) remembers the births that it has seen, as many
@@ -37,9 +39,9 @@ from msgspec import Struct
 from pydantic import Field
 
 from schemas import sparkplug
+from schemas.config import Model
 from schemas.dialects import Decode, Example, Match, Meta, Walk
 from schemas.payload import NAME_CHARS, is_secret, quoted
-from schemas.policy import Model
 from schemas.reading import RECEIVE_TIME, Reading, Rejected, RejectedError, Value
 from schemas.reasons import Reason
 from schemas.time import LAST_YEAR
@@ -79,9 +81,10 @@ _GOOD: Final = 192
 _INT_FIELD_BELOW: Final = 2**32
 
 _COMPRESSED: Final = "SPBV1.0_COMPRESSED"
-_INFLATED_BYTES: Final = 4 * 1024 * 1024
-#: No edge node has more; what has, is there to make us busy.
-_METRICS: Final = 250_000
+#: What a payload may be decompressed to whatever its size, how often its size, and in any case.
+_INFLATED_ANYWAY, _INFLATED_TIMES, _INFLATED_BYTES = 64 * 1024, 32, 2 * 1024 * 1024
+#: How many metrics a payload may hold whatever its size, how many bytes each beyond needs, and how many in any case.
+_METRICS_ANYWAY, _METRIC_BYTES, _METRICS = 2_048, 2, 250_000
 _ZLIB_OR_GZIP: Final = 15 + 32
 
 _NAMED_IN_ERROR: Final = 3
@@ -364,9 +367,9 @@ class _Decoder:
         """A payload to its readings, and to why not all of it is in them."""
         try:
             topic = _topic(meta.origin)
-            got = self._parse(payload)
+            got = self._parse(payload, len(payload))
             if got.uuid == _COMPRESSED:
-                got = self._parse(_inflated(got.body))
+                got = self._parse(_inflated(got.body, len(payload)), len(payload))
             if topic.kind == "NDEATH":
                 return (_will(topic, got, meta, self._births.get(topic.device_id)),)
             saying = _Saying(topic, meta, got.timestamp)
@@ -378,13 +381,15 @@ class _Decoder:
             return (error.rejected,)
         return saying.outcomes()
 
-    def _parse(self, payload: bytes) -> Any:
+    def _parse(self, payload: bytes, received: int) -> Any:
         try:
             got = self._read(payload)
         except self._corrupt as error:
             raise RejectedError("undecodable", "the payload is no Protobuf message of Sparkplug B") from error
-        if len(got.metrics) > _METRICS:
-            raise RejectedError("too_large", f"the payload has {len(got.metrics)} metrics, more than {_METRICS}")
+        most = min(max(_METRICS_ANYWAY, received // _METRIC_BYTES), _METRICS)
+        if len(got.metrics) > most:
+            why = f"the payload has {len(got.metrics)} metrics, more than the {most} that its {received} bytes may hold"
+            raise RejectedError("too_large", why)
         return got
 
     def _hear(self, saying: _Saying, topic: _Topic, metrics: Sequence[Any], meta: Meta) -> None:
@@ -442,14 +447,16 @@ def _will(topic: _Topic, got: Any, meta: Meta, birth: _Birth | None) -> Reading 
     )
 
 
-def _inflated(body: bytes) -> bytes:
+def _inflated(body: bytes, received: int) -> bytes:
+    """The payload in a compressed body; `received` are the bytes of the payload that the body came in."""
+    most = min(max(_INFLATED_ANYWAY, _INFLATED_TIMES * received), _INFLATED_BYTES)
     inflate = zlib.decompressobj(_ZLIB_OR_GZIP)
     try:
-        payload = inflate.decompress(body, _INFLATED_BYTES)
+        payload = inflate.decompress(body, most + 1)
     except zlib.error as error:
         raise RejectedError("undecodable", "the payload's body is not compressed as it says") from error
-    if inflate.unconsumed_tail:
-        raise RejectedError("too_large", f"the payload's body decompresses to more than {_INFLATED_BYTES} bytes")
+    if len(payload) > most:
+        raise RejectedError("too_large", f"the payload's {received} bytes decompress to more than {most}")
     if not inflate.eof:
         raise RejectedError("undecodable", "the payload's compressed body is cut short")
     return payload

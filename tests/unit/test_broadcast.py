@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import CorruptRecordException, OffsetOutOfRangeError, TopicAuthorizationFailedError
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
@@ -75,6 +76,7 @@ class Consumer:
     def __init__(self, **args: Any) -> None:
         assert args["group_id"] is None
         self._client = Client(self.broker)
+        self._fetcher = Fetcher.__new__(Fetcher)
         self._positions: dict[TopicPartition, int] = {}
 
     async def start(self) -> None:

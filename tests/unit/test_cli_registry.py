@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from app import registry
 from app.cli import main
 from app.registry import Change, Held, Plan
-from schemas.datapoints import Entry, encode, parse
+from schemas.datapoints import encode, parse
+from schemas.point import Entry
 
 GOOD = """
 controllers:

@@ -13,7 +13,14 @@ from uuid import UUID
 import fastavro
 import msgspec
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2, wrappers_pb2
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    json_format,
+    message_factory,
+    timestamp_pb2,
+    wrappers_pb2,
+)
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +97,8 @@ def test_json_stands_behind_the_frame_as_it_is() -> None:
         ("AVRO", text_of({"type": "array", "items": "null"}), "takes no room"),
         ("AVRO", text_of({"type": "bytes", "logicalType": "decimal", "precision": 5000}), "5000 digits"),
         ("AVRO", text_of({"type": "bytes", "logicalType": "decimal", "precision": 5, "scale": 10**9}), "decimal"),
+        ("AVRO", text_of({"type": "fixed", "name": "F", "size": -1}), "-1 bytes"),
+        ("AVRO", text_of({"type": "fixed", "name": "F", "size": "2"}), "'2' bytes"),
         ("PROTOBUF", 'syntax = "proto3"; message A {}', "as text"),
         ("PROTOBUF", b"\xff\xff", "it is no Protobuf schema"),
         ("PROTOBUF", b"", "holds no file"),
@@ -230,6 +239,13 @@ def test_avros_numbers_are_exact(wide: int, narrow: int, short: float) -> None:
         (logical("int", "timestamp-millis"), 5, 5),
         ({"type": "int"}, 5, 5),
         (["null", {"type": "record", "name": "E", "fields": []}], {}, {}),
+        ("bytes", b"", ""),
+        ("bytes", b"\xfb\xff\xfe\0", "+//+AA=="),
+        ({"type": "fixed", "name": "F", "size": 2}, b"ab", "YWI="),
+        ({"type": "fixed", "name": "F", "size": 0}, b"", ""),
+        (logical("fixed", "duration", name="F", size=12), b"\0" * 12, "A" * 16),
+        (["null", "bytes"], b"a", "YQ=="),
+        ({"type": "array", "items": "bytes"}, [b"a", b""], ["YQ==", ""]),
     ],
     ids=str,
 )
@@ -241,10 +257,10 @@ def test_avros_logical_types(schema: Any, value: Any, becomes: Any) -> None:
 @pytest.mark.parametrize(
     ("schema", "data", "reason"),
     [
-        ("bytes", b"\x02a", "bad_type"),
-        ({"type": "fixed", "name": "F", "size": 1}, b"a", "bad_type"),
-        (logical("fixed", "duration", name="F", size=12), b"a" * 12, "bad_type"),
-        (["null", "bytes"], b"\x02\x02a", "bad_type"),
+        ("bytes", b"\x04a", "undecodable"),
+        ("bytes", b"\x01", "undecodable"),
+        ({"type": "fixed", "name": "F", "size": 2}, b"a", "undecodable"),
+        ({"type": "fixed", "name": "F", "size": 2}, b"abc", "undecodable"),
         ("double", b"\0\0\0\0\0\0\xf8\x7f", "not_finite"),
         ("float", b"\0\0\x80\xff", "not_finite"),
         ("double", b"abc", "undecodable"),
@@ -398,6 +414,8 @@ def file_of_all() -> FileDescriptorProto:
         ".lab.All inner",
         "repeated .lab.All.Part parts",
         "float short_one",
+        ".google.protobuf.BytesValue packed",
+        "repeated bytes blobs",
     )
     whole.field[6].type = FieldDescriptorProto.TYPE_ENUM
     part = declare(whole.nested_type.add(name="Part"), "int32 x", "string note")
@@ -440,6 +458,7 @@ EMPTY = {
     "counts": [],
     "parts": [],
     "short_one": 0.0,
+    "blobs": [],
     "labels": {},
     "numbers": {},
     "flags": {},
@@ -486,6 +505,7 @@ def test_a_message_becomes_what_was_set() -> None:
         "numbers": {"-5": 1.5},
         "flags": {"true": {"x": 0, "note": "n"}},
         "short_one": 0.5,
+        "blobs": [],
     }
 
 
@@ -541,9 +561,12 @@ def test_a_timestamp_that_is_none(seconds: int, nanos: int) -> None:
     assert refused(PROTO, FRAME + b"\0" + message.SerializeToString())[0] == "bad_timestamp"
 
 
-def test_bytes_are_refused_where_they_are_set() -> None:
-    message = MESSAGE("lab.All")(blob=b"")
-    assert refused(PROTO, FRAME + b"\0" + message.SerializeToString())[0] == "bad_type"
+def test_bytes_are_what_protobufs_own_json_has() -> None:
+    for blob in (b"", b"a", b"\xfb\xff\xfe"):
+        message = MESSAGE("lab.All")(blob=blob, packed={"value": blob}, blobs=[blob, b""])
+        said = proto(message)
+        own = json_format.MessageToDict(message)
+        assert (said["blob"], said["packed"], said["blobs"]) == (own["blob"], own["packed"], own["blobs"])
 
 
 @pytest.mark.parametrize(

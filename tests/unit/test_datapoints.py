@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from app import yaml
 from schemas import datapoints
-from schemas.datapoints import DataPoints, Entry, Extractor, Point, RegistryError, extractors, octets, pack, parse
+from schemas.datapoints import DataPoints, RegistryError, parse
 from schemas.dialects.iot_gateway import EXAMPLE_REGISTRY
+from schemas.extract import Extractor, extractors, octets, pack
+from schemas.point import Entry, Point
 from schemas.reading import Rejected, RejectedError, Value
 
 EXAMPLE = Path("deploy/registry.example.yaml")
@@ -259,7 +261,15 @@ def test_the_examples_show_every_encoding() -> None:
 
 
 @pytest.mark.parametrize(
-    "controller", ["e4fd45f654be", "E4FD45F654BE", "E4:FD:45:F6:54:BE", "e4-fd-45-f6-54-be", "F2-e4fd.45f6.54be"]
+    "controller",
+    [
+        "e4fd45f654be",
+        "E4FD45F654BE",
+        "E4:FD:45:F6:54:BE",
+        "e4-fd-45-f6-54-be",
+        "F2-e4fd.45f6.54be",
+        "e4 fd 45 f6 54 be",
+    ],
 )
 @pytest.mark.parametrize("pin", ["1/3", "J1/3", "01/03", "j1/3"])
 def test_ids_have_one_form(controller: str, pin: str) -> None:
@@ -273,7 +283,20 @@ def test_an_address_may_begin_like_the_prefix() -> None:
 
 @pytest.mark.parametrize(
     "id_",
-    ["", "*", "*/1", "*/1/1/1", "*/1/100", "*/a/1", "*/1/ㅁ", "*/1/-1", "e4fd45f654b/1/1", "g4fd45f654be/1/1", "//"],
+    [
+        "",
+        "*",
+        "*/1",
+        "*/1/1/1",
+        "*/1/100",
+        "*/a/1",
+        "*/1/ㅁ",
+        "*/1/-1",
+        "e4fd45f654b/1/1",
+        "g4fd45f654be/1/1",
+        "e4:fd-45:f6:54:be/1/1",
+        "//",
+    ],
 )
 def test_what_is_no_id(id_: str) -> None:
     with pytest.raises(RegistryError):

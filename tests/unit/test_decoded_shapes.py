@@ -33,7 +33,7 @@ readings = st.builds(
     Reading,
     measurement=names,
     device_id=names,
-    time=st.integers(0, 7_289_654_400_000_000).map(lambda micros: EPOCH + timedelta(microseconds=micros)),
+    time=st.integers(0, 7_289_654_399_999_999).map(lambda micros: EPOCH + timedelta(microseconds=micros)),
     values=st.dictionaries(names, values, min_size=1),
     channel=st.text(),
     units=st.dictionaries(names, st.text()),
@@ -125,9 +125,10 @@ def test_a_pin_is_one_series_whoever_decoded_it() -> None:
         ("F2-E4-FD-45-F6-54-BE", "f2-e4fd45f654be"),
         ("e4 fd 45 f6 54 be", "f2-e4fd45f654be"),
         ("123456789012", "f2-123456789012"),
-        (123456789012, "device_123456789012"),
         (7, "device_7"),
         ("7", "device_7"),
+        (99999999999, "device_99999999999"),
+        (1234567890123, "device_1234567890123"),
         ("e4:fd-45:f6:54:be", "e4:fd-45:f6:54:be"),
         ("e4fd45f654b", "e4fd45f654b"),
         ("f2-gateway", "f2-gateway"),
@@ -137,6 +138,48 @@ def test_a_pin_is_one_series_whoever_decoded_it() -> None:
 def test_devices(said: object, device_id: str) -> None:
     for field in DEVICES:
         assert one(**{"device_id": None, field: said}).device_id == device_id
+
+
+@pytest.mark.parametrize("said", [100000000000, 123456789012, 999999999999])
+def test_a_mac_address_without_letters_may_come_as_a_number(said: int) -> None:
+    text = one(device_id=None, mac_address=str(said))
+    assert one(device_id=None, mac_address=said) == text
+    assert text.device_id == f"f2-{said}"
+    for field in ("device_id", "deviceid"):
+        assert one(**{"device_id": None, field: said}).device_id == f"device_{said}"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mac_address": "e4fd45f654bf"},
+        {"deviceid": "F2-E4:FD:45:F6:54:BF"},
+        {"mac_address": 123456789012},
+        {"topic": "cmnd/f2-e4fd45f654bf/sensor-mode/1/sensor-1"},
+        {"topic": "tele/f2-e4fd45f654bf/LWT"},
+        {"topic": "tele/f2-e4fd45f654bf/" + "x" * 500},
+        {"device_id": "gateway", "deviceid": "E4FD45F654BF", "topic": TOPIC},
+        {"topic": TOPIC, "pin": 2},
+        {"topic": TOPIC, "pin": "sensor-2"},
+        {"topic": "stat/f2-e4fd45f654be/access-control-mode/2/strike-2", "pin": "strike-1"},
+    ],
+)
+def test_what_says_two_things(said: dict[str, object]) -> None:
+    assert reason(**said) == "contradiction"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mac_address": "E4:FD:45:F6:54:BE", "deviceid": 7, "topic": TOPIC},
+        {"device_id": "gateway", "topic": TOPIC},
+        {"device_id": "gateway", "deviceid": "E4FD45F654BE", "topic": TOPIC},
+        {"topic": TOPIC.replace("e4fd45f654be", "E4FD45F654BE"), "pin": "sensor-1"},
+        {"topic": TOPIC.replace("sensor-1", "sensor-01"), "pin": "001"},
+    ],
+)
+def test_what_says_one_thing_twice(said: dict[str, object]) -> None:
+    assert one(**said).channel == "sensor-mode/1/1"
 
 
 def test_of_two_aliases_the_codes_counts() -> None:
@@ -156,10 +199,11 @@ def test_of_two_aliases_the_codes_counts() -> None:
         ({"pin": "007"}, "unknown//7"),
         ({"pin": "A1"}, "unknown//A1"),
         ({"topic": TOPIC}, "sensor-mode/1/1"),
-        ({"topic": TOPIC, "pin": 3}, "sensor-mode/1/3"),
+        ({"topic": TOPIC, "pin": 1}, "sensor-mode/1/1"),
         ({"topic": TOPIC, "mode": "alarm-mode"}, "alarm-mode/1/1"),
         ({"topic": "tele/f2-E4FD45F654BE/sensor-mode/J4/sensor-02"}, "sensor-mode/4/2"),
         ({"topic": "stat/f2-e4fd45f654be/alarm-mode/2/door-sensors"}, "alarm-mode/2/door-sensors"),
+        ({"topic": "stat/f2-e4fd45f654be/alarm-mode/2/door-sensors", "pin": 3}, "alarm-mode/2/3"),
         ({"topic": "cmnd/f2-e4fd45f654be/sensor-mode/100/sensor-1"}, ""),
         ({"topic": "cmnd/e4fd45f654be/sensor-mode/1/sensor-1"}, ""),
         ({"topic": TOPIC + "1" * 200}, ""),
@@ -176,9 +220,13 @@ def test_channels(said: dict[str, object], channel: str) -> None:
         (30, "°C", 30.0, "°C"),
         (-0.5, " V ", -0.5, "V"),
         ("27.93 °C", "", 27.93, "°C"),
-        ("27.93 °C", "K", 27.93, "K"),
+        ("27.93 °C", "K", 27.93, "°C"),
+        ("27.93 °C", "celsius", 27.93, "°C"),
+        ("1.5 V", "mV", 1.5, "V"),
+        ("1.5", "mV", 1.5, "mV"),
         ("27.93", None, 27.93, ""),
-        (" -1e3ppm ", "", -1000.0, "ppm"),
+        (" -1e3 ppm ", "", -1000.0, "ppm"),
+        (1, "u" * 32 + " ", 1.0, "u" * 32),
         (True, "", True, ""),
         (None, "°C", None, "°C"),
         (2**53 + 1, "", 2**53 + 1, ""),
@@ -192,7 +240,9 @@ def test_values(value: object, unit: str | None, stored: object, kept: str) -> N
     assert not reading.raw
 
 
-@pytest.mark.parametrize("text", ["on", "", "NaN", "1e999", "27,93", "1 2", "x" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["on", "", "NaN", "1e999", "27,93", "1 2", "1st floor", "1 " + "u" * 33, "x" * 100_000]
+)
 def test_a_text_that_is_no_number(text: str) -> None:
     reading = one(value=text, data_point_label="CO2", unit="ppm")
     assert reading.values == {"CO2": None}
@@ -219,6 +269,8 @@ def test_a_text_that_is_no_number(text: str) -> None:
         ({"component_type": False}, "bad_type"),
         ({"topic": 7}, "bad_type"),
         ({"unit": 7}, "bad_type"),
+        ({"unit": "u" * 33}, "bad_unit"),
+        ({"unit": "u" * 33, "value": "1.5 V"}, "bad_unit"),
         ({"device_id": True}, "bad_type"),
         ({"device_id": None}, "missing_field"),
         ({"device_id": "d" * 257}, "too_large"),
@@ -253,6 +305,29 @@ def test_another_zone_of_wire_version_1_becomes_utc() -> None:
     assert again == reading
     assert isinstance(again, Reading)
     assert again.time.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("text", "micros"),
+    [
+        ("59.9999999Z", 999999),
+        ("59.999999999999999999Z", 999999),
+        ("59.1234567Z", 123456),
+        ("59.1234564+00:00", 123456),
+        ("59.5Z", 500000),
+        ("59Z", 0),
+    ],
+)
+def test_what_is_finer_than_a_microsecond_is_cut(text: str, micros: int) -> None:
+    payload = b'{"v":1,"measurement":"m","device_id":"d","time":"2023-12-31T23:59:%s","values":{"t":1}}' % text.encode()
+    at = datetime(2023, 12, 31, 23, 59, 59, micros, tzinfo=UTC)
+    assert decoded.decode(payload, META) == (Reading("m", "d", at, {"t": 1}),)
+
+
+def test_times_of_wire_version_1_are_believed_as_any_others_are() -> None:
+    (rejected,) = decoded.decode(wire.write(Reading("m", "d", AT.replace(year=2201), {"t": 1})), META)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == "bad_timestamp"
 
 
 def test_secrets_of_wire_version_1_are_dropped() -> None:
@@ -300,8 +375,9 @@ def test_any_reading_can_be_said(reading: Reading) -> None:
 )
 def test_what_an_older_shape_can_say_is_said_in_it(value: object, unit: str, channel: str, number: int) -> None:
     said = {"value": value, "unit": unit, "device_id": f"f2-{number:012x}", "component_type": "Temperature"}
+    topic = f"cmnd/f2-{number:012x}/sensor-mode/1/sensor-1"
     mode, _, pin = channel.partition("/")
-    reading = one(**said, mode=mode, pin=pin.rpartition("/")[2], topic=TOPIC if "1/1" in channel else "")
+    reading = one(**said, mode=mode, pin=pin.rpartition("/")[2], topic=topic if "1/1" in channel else "")
     assert reading.channel == channel
     payload = decoded.encode(reading)
     assert "v" not in json.loads(payload)

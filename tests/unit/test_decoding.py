@@ -290,6 +290,46 @@ def test_several_outcomes_of_one_payload_share_nothing_but_the_record() -> None:
     assert (decoded.readings, decoded.good, decoded.fruitless) == (2, 1, [])
 
 
+def test_one_payload_makes_few_letters() -> None:
+    """Each letter has the payload whole: after the first five refusals the others share one."""
+
+    def speaks(_: bytes, __: Meta) -> Sequence[Reading | Rejected]:
+        return [Rejected("future", f"n{number}") for number in range(1000)] + [reading("a")]  # type: ignore[list-item]
+
+    decoded = decode(Record(b"all", topic="custom"), speaks=speaks)
+    errors = [dict(dead.headers)["iotflow-dlq-error"] for dead in decoded.letters]
+    assert errors == [b"n0", b"n1", b"n2", b"n3", b"n4", b"995 more are refused, the last: n999"]
+    assert decoded.readings == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "kept"),
+    [
+        (reading("a", x=1.0), 2),
+        (reading("a", y=2.0), 2),
+        (reading("b", x=2.0), 2),
+        (msgspec.structs.replace(reading("a", x=2.0), channel="c"), 2),
+        (reading("a", x=2.0), 1),
+        (reading("a", x=None), 1),
+    ],
+)
+def test_what_would_be_overwritten_in_silence_is_a_letter(second: Reading, kept: int) -> None:
+    """Two values of one metric, series and time in one payload: a store would keep the later and say nothing."""
+    decoded = decode(Record(b"all", topic="custom"), speaks=lambda *_: [reading("a", x=1.0), second])
+    assert decoded.readings == kept
+    assert [dead.reason for dead in decoded.letters] == ["contradiction"] * (2 - kept)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "fruitless"),
+    [(["unknown_device"], 0), (["unknown_alias", "unknown_device"], 0), (["bad_type", "unknown_device"], 1)],
+)
+def test_what_is_not_known_yet_is_no_sign_of_a_fault(reasons: list[Any], fruitless: int) -> None:
+    """Only records all of whose refusals are of what will be known some day are not counted against the ceiling."""
+    decoded = decode(Record(b"all", topic="custom"), speaks=lambda *_: [Rejected(reason, "") for reason in reasons])
+    assert len(decoded.fruitless) == fruitless
+
+
 # -- what must not stop the others -------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from app import yaml
 from app.cli import main
 from app.settings import discover, variables
-from schemas import bodies, datapoints, dialects, inputs
-from schemas.datapoints import Point
+from schemas import bodies, datapoints, dialects, inputs, point
+from schemas.point import Point
 from schemas.policy import Metric, Names, Policy, Time
 from schemas.reading import FLAGS, Reading
 from schemas.reasons import REASONS
@@ -95,7 +95,7 @@ def test_the_json_example_is_decoded(documents: list[Any]) -> None:
 
 
 def test_every_encoding_and_body_is_named() -> None:
-    for name in [*get_args(datapoints.Encoding), *filter(None, get_args(inputs.Body))]:
+    for name in [*get_args(point.Encoding), *filter(None, get_args(inputs.Body))]:
         assert re.search(rf"\b{name}\b", TEXT)
     for name in bodies.CONTENT_TYPES:
         assert name.decode() in TEXT

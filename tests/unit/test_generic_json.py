@@ -209,7 +209,16 @@ def test_only_the_device_and_the_fields_must_be_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "device"), [("d-1", "d-1"), (1, "1"), (0, "0"), (-5, "-5"), (2**70, str(2**70)), ("ü/ä b", "ü/ä b")]
+    ("said", "device"),
+    [
+        ("d-1", "d-1"),
+        ("1", "1"),
+        ("device_1", "device_1"),
+        (1, "device_1"),
+        (0, "device_0"),
+        (2**70, f"device_{2**70}"),
+        ("ü/ä b", "ü/ä b"),
+    ],
 )
 def test_a_device_is_text_or_an_integer(said: object, device: str) -> None:
     assert one({"id": said, "ts": TS, "x": 1}).device_id == device
@@ -238,6 +247,11 @@ def test_a_device_is_nothing_else(said: object, reason: str) -> None:
             assert one({"id": "d", "ts": TS, "x": 1, "other": said}, options).channel == ""
         else:
             assert why({"id": "d", "ts": TS, "x": 1, "other": said}, options).reason == reason
+
+
+def test_a_negative_number_is_no_device_but_a_channel() -> None:
+    assert why({"id": -5, "ts": TS, "x": 1}).reason == "bad_type"
+    assert one({"id": "d", "ts": TS, "x": 1, "slot": -5}, BASE | {"channel": "slot"}).channel == "-5"
 
 
 def test_a_measurement_is_a_text_or_a_path() -> None:
@@ -539,7 +553,7 @@ def test_topics_have_their_own_options_and_policies() -> None:
                     },
                     "policy": {
                         "metrics": {"temperature": {"unit": "°C", "low": -20, "high": 120}},
-                        "device_id": {"prefix": "device_"},
+                        "device_id": {"prefix": "hall-"},
                     },
                 },
                 "meters": {
@@ -553,7 +567,7 @@ def test_topics_have_their_own_options_and_policies() -> None:
     factory = b'{"machine":1,"at":"2025-10-05T12:34:56Z","unit":"%s","data":{"temperature":%s,"mode":"auto"}}'
     dialect, (reading,) = made.outcomes(Record(factory % (b"K", b"300.15"), "factory"))
     assert dialect == "json"
-    assert (reading.device_id, reading.time) == ("device_1", AT)
+    assert (reading.device_id, reading.time) == ("hall-device_1", AT)
     assert reading.values == {"temperature": 27.0, "mode": None}
     assert reading.units == {"temperature": "°C"}
     assert reading.raw == {"mode": "auto"}

@@ -279,7 +279,46 @@ def test_bad_options_are_refused(options: Mapping[str, Any]) -> None:
         influx_line.Options.model_validate(options)
 
 
+def test_a_secret_tells_no_series_apart() -> None:
+    first, second = decode(f"m,host=a,token=x f=1{STAMP}\nm,host=a,token=y f=2{STAMP}")
+    assert isinstance(first, Reading)
+    assert isinstance(second, Reading)
+    assert (first.channel, first.tags) == (second.channel, second.tags) == ("", {"host": "a"})
+
+
 # -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_remembered_of_heads_and_names_has_an_end() -> None:
+    for cache in (influx_line._series, influx_line._metric, influx_line._is_secret):
+        cache.cache_clear()
+    for number in range(5_000):
+        one(f"m,host=a{number},t{number}=1 f{number}=1{STAMP}")
+    assert influx_line._series.cache_info().currsize == influx_line._HEADS
+    assert (
+        influx_line._metric.cache_info().currsize == influx_line._is_secret.cache_info().currsize == influx_line._NAMES
+    )
+
+
+def test_what_is_too_long_to_be_remembered_is_decoded_all_the_same() -> None:
+    for cache in (influx_line._series, influx_line._metric):
+        cache.cache_clear()
+    long = "x" * 200
+    field = r"\ x" * 100
+    reading = one(f"m,host={long},room={long} {field}=1{STAMP}", channel=[])
+    assert (reading.device_id, reading.values) == (long, {" x" * 100: 1.0})
+    assert influx_line._series.cache_info().currsize == influx_line._metric.cache_info().currsize == 0
+
+
+def test_topics_share_what_is_remembered_only_where_their_options_agree() -> None:
+    line = f"m,host=a,room=b f=1{STAMP}"
+    assert one(line).channel == "room=b"
+    hits = influx_line._series.cache_info().hits
+    assert one(line, precision="auto").channel == "room=b"
+    assert influx_line._series.cache_info().hits == hits + 1
+    assert one(line, channel=[]).channel == ""
+    assert one(line, device=["room"]).device_id == "b"
+    assert influx_line._series.cache_info().hits == hits + 1
 
 
 def test_many_bad_lines_share_a_letter() -> None:

@@ -63,7 +63,9 @@ def test_one_pin_is_one_channel_however_it_is_written(prefix: str, connector: st
     assert found.tags == {"original_topic": topic}
 
 
-@pytest.mark.parametrize("device_id", [DEVICE, "F2-E4FD45F654BE", "e4fd45f654be", None, msgspec.UNSET])
+@pytest.mark.parametrize(
+    "device_id", [DEVICE, "F2-E4FD45F654BE", "e4fd45f654be", "E4:FD:45:F6:54:BE", "e4fd.45f6.54be", None, msgspec.UNSET]
+)
 def test_a_device_that_agrees_with_the_topic(device_id: object) -> None:
     assert reading({"data": "01030C320190"}, device_id=device_id).device_id == DEVICE
 
@@ -147,6 +149,15 @@ def test_the_devices_own_time(zone: str, time: object, at: datetime, data: str) 
 def test_a_device_without_a_time(own: dict[str, object], outer: object, at: datetime) -> None:
     found = reading({**own, "data": "01030C320190"}, timestamp=outer)
     assert (found.time, found.flags) == (at, [RECEIVE_TIME])
+
+
+@pytest.mark.parametrize("outer", [5, 0.5, "1970-01-01T00:00:05Z"])
+def test_a_bridge_whose_clock_was_never_set(outer: object) -> None:
+    assert rejected({"data": "01030C320190"}, timestamp=outer).reason == "old"
+    assert rejected({"timestamp": 5, "data": "01030C320190"}).reason == "old"
+    flagging = iot_gateway.POLICY.changed({"time": {"outside": "receive"}})
+    found = reading({"data": "01030C320190"}, timestamp=outer, policy=flagging)
+    assert (found.time, found.flags) == (RECEIVED, [RECEIVE_TIME])
 
 
 def test_a_device_without_a_time_where_it_must_have_one() -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from schemas.dialects import Meta, by_origin, iotflow, setup_of
+from schemas.payload import quoted
 from schemas.reading import RECEIVE_TIME, Reading, Rejected
 from sinks.iotdb.mapping import device_path
 
@@ -221,5 +222,54 @@ def test_nested_measurements_are_refused_alone() -> None:
     assert "net" in rejected.error
 
 
-def test_of_two_measurements_of_one_name_the_one_in_data_counts() -> None:
-    assert one(data={"temperature": 7}).values == {"temperature": 7}
+@pytest.mark.parametrize(
+    ("within", "beside"), [(23.5, 23.5), (20.0, 20), ("a", "a"), (None, None), (False, False), (0, -0.0)]
+)
+def test_a_measurement_that_is_said_twice_and_alike_is_kept(within: object, beside: object) -> None:
+    reading = one(level=beside, data={"level": within})
+    assert repr(reading.values["level"]) == repr(within)
+    assert reading.values == {"temperature": 23.5, "level": within}
+
+
+@pytest.mark.parametrize(
+    ("within", "beside"), [(7, 23.5), (None, 23.5), (23.5, None), (1, True), (False, 0), ("1", 1), (0.1, 0.2)]
+)
+def test_a_measurement_that_data_and_the_root_do_not_agree_on_is_refused_alone(within: object, beside: object) -> None:
+    reading, rejected = decode(level=beside, rssi=-71, data={"level": within, "on": True})
+    assert isinstance(reading, Reading)
+    assert reading.values == {"on": True, "temperature": 23.5, "rssi": -71}
+    assert isinstance(rejected, Rejected)
+    assert rejected == Rejected("contradiction", f"'level' is {quoted(within)} in data, and {quoted(beside)} beside it")
+    assert reason(temperature=beside, data={"temperature": within}) == "contradiction"
+
+
+def test_a_nested_measurement_beside_a_plain_one_is_refused_with_it() -> None:
+    reading, nested, apart = decode(gps=5, data={"gps": [1, 2]})
+    assert isinstance(reading, Reading)
+    assert reading.values == {"temperature": 23.5}
+    assert isinstance(nested, Rejected)
+    assert isinstance(apart, Rejected)
+    assert (nested.reason, apart.reason) == ("bad_type", "contradiction")
+    assert "an array" in apart.error
+
+
+def test_many_contradictions_are_one_letter_and_show_no_secret() -> None:
+    said = {f"m{number}": number for number in range(1_000)}
+    reading, rejected = decode(
+        **said,
+        api_key="hunter2",
+        data={name: value + 1 for name, value in said.items()} | {"api_key": "hunter3", "a": 1},
+    )
+    assert isinstance(reading, Reading)
+    assert reading.values == {"a": 1, "temperature": 23.5}
+    assert isinstance(rejected, Rejected)
+    assert rejected.error.endswith("'m2' is 3 in data, and 2 beside it; and 997 more")
+    assert "hunter" not in rejected.error
+
+
+def test_a_status_that_is_contradicted_is_what_its_topic_says() -> None:
+    reading, rejected = decode("iotflow/devices/1/status/offline", online=True, data={"online": False})
+    assert isinstance(reading, Reading)
+    assert reading.values == {"temperature": 23.5, "status": "offline", "online": False}
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == "contradiction"

@@ -69,6 +69,15 @@ def test_a_reading_without_a_required_metric_is_refused_whole() -> None:
     assert rejected.reason == "out_of_range"
 
 
+@pytest.mark.parametrize("policy", [{}, metric(low=0)])
+@pytest.mark.parametrize("values", [{"y": 2.0}, {"x": None, "y": 2.0}])
+def test_a_required_metric_must_be_there(policy: dict[str, Any], values: dict[str, Any]) -> None:
+    (rejected,) = apply({**policy, "required": ["x"]}, reading(**values))
+    assert (rejected.reason, rejected.error) == ("missing_field", "x is required and has no value")
+    said = reading(x="on", y=1.0)
+    assert apply({**policy, "required": ["x"]}, said) == [said]
+
+
 def test_one_bad_reading_leaves_the_others_and_what_was_rejected_before() -> None:
     before = Rejected("bad_type", "z")
     outcomes = apply(metric(low=0), reading(x=1.0), before, reading(x=-1.0), reading(y=3.0))
@@ -119,6 +128,8 @@ def test_what_is_no_number_is_left_for_what_refuses_it(value: float, outside: st
         ("mA", "A", 5.0, 0.005),
         ("kW", "W", 1.5, 1500.0),
         ("°C", "°C", 3, 3),
+        ("rpm", "Hz", 60.0, 1.0),
+        ("kHz", "Hz", 1.5, 1500.0),
     ],
 )
 def test_a_unit_becomes_the_one_that_is_wanted(said: str, unit: str, value: float, becomes: float) -> None:
@@ -138,6 +149,28 @@ def test_a_unit_that_is_not_said_is_the_configured_one() -> None:
 def test_bounds_are_in_the_wanted_unit_and_so_is_the_original() -> None:
     (kept,) = apply(metric(unit="°C", high=100, outside="clamp"), reading(x=248.0, units={"x": "°F"}))
     assert (kept.values, kept.raw) == ({"x": 100.0}, {"x": 120.0})
+
+
+def test_an_original_that_was_there_is_converted_with_its_value() -> None:
+    said = reading(x=100.0, units={"x": "°C"})
+    said.raw["x"] = 120.0
+    (kept,) = apply(metric(unit="°F"), said)
+    assert (kept.values, kept.raw) == ({"x": 212.0}, {"x": 248.0})
+
+
+@pytest.mark.parametrize(("said", "unit", "value"), [("dBm", "mW", -70.0), ("dB", "%", -3.0)])
+def test_a_logarithm_is_no_factor(said: str, unit: str, value: float) -> None:
+    (rejected,) = apply(metric(unit=unit), reading(x=value, units={"x": said}))
+    assert rejected.reason == "bad_unit"
+
+
+@pytest.mark.parametrize("value", [10**400, 1e307])
+def test_what_no_double_holds_rejects_itself(value: float) -> None:
+    kept, rejected = apply(metric(unit="W", said_in="kW"), reading(x=value, y=1.0))
+    assert kept.values == {"y": 1.0}
+    assert rejected.reason == "out_of_range"
+    kept, rejected = apply(metric(high=100), reading(x=10**400, y=1.0))
+    assert (kept.values, rejected.reason) == ({"y": 1.0}, "out_of_range")
 
 
 @pytest.mark.parametrize("said", ["V", "parsecs per blob", "9**9**9**9", "°C" * 50, "\0"])
@@ -167,6 +200,12 @@ def test_any_text_is_a_number_with_a_unit_or_is_not(text: str) -> None:
         ("", None),
         ("warm", None),
         ("1" * 100, None),
+        ("230V", (230.0, "V")),
+        ("12.5mA", (12.5, "mA")),
+        ("1st floor", None),
+        ("12abc", None),
+        ("9007199254740993", None),
+        ("9007199254740992 Wh", (9007199254740992.0, "Wh")),
     ],
 )
 def test_a_number_and_its_unit(text: str, found: tuple[float, str] | None) -> None:
@@ -203,6 +242,19 @@ def test_a_time_too_far_from_the_records(time: datetime, outside: str, gives: An
 def test_a_record_without_a_believable_time_limits_nothing(received_ms: int) -> None:
     said = reading(datetime(2200, 1, 1, tzinfo=UTC))
     assert apply({}, said, received_ms=received_ms) == [said]
+    (rejected,) = apply({"time": {"outside": "receive"}}, reading(datetime(1970, 1, 1, tzinfo=UTC)), received_ms=-1)
+    assert rejected.reason == "old"
+
+
+def test_nothing_was_measured_before_there_were_such_devices() -> None:
+    said = reading(datetime(1970, 1, 21, tzinfo=UTC))
+    (rejected,) = apply({}, said)
+    assert rejected.reason == "old"
+    assert "before 2000-01-01: is the clock set, and is it counted in the unit expected?" in rejected.error
+    assert apply({"time": {"since": None}}, said) == [said]
+    assert apply({"time": {"since": "1970-01-21"}}, said) == [said]
+    first = reading(datetime(2000, 1, 1, tzinfo=UTC))
+    assert apply({}, first) == [first]
 
 
 def test_the_limits_move_with_the_records() -> None:
@@ -224,11 +276,17 @@ def test_the_limits_move_with_the_records() -> None:
         ({"case": "upper", "prefix": "SITE-"}, "a", "SITE-A"),
         ({"prefix": "s-"}, "s-1", "s-1"),
         ({"strip": True}, " d\t", "d"),
+        ({"case": "lower", "prefix": "hall-"}, "HALL-1", "hall-1"),
     ],
 )
 def test_a_device_has_one_name(names: dict[str, Any], device: str, becomes: str) -> None:
     (kept,) = apply({"device_id": names}, reading(device=device))
     assert kept.device_id == becomes
+
+
+def test_a_name_may_not_grow_too_long() -> None:
+    (rejected,) = apply({"device_id": {"prefix": "p" * 60}}, reading(device="d" * 250))
+    assert rejected.reason == "too_large"
 
 
 def test_a_name_of_white_space_is_none() -> None:
@@ -249,6 +307,7 @@ def test_a_name_of_white_space_is_none() -> None:
         ({"time": {"zone": "Europe/Atlantis"}}, "Europe/Atlantis"),
         ({"time": {"ahead": "soon"}}, "must be a span of time as 90s, 15m"),
         ({"metric": {}}, "Extra inputs"),
+        ({"device_id": {"case": "upper", "prefix": "hall-"}}, "is not in upper case"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused(policy: dict[str, Any], says: str) -> None:
@@ -263,6 +322,7 @@ def test_a_change_keeps_what_it_does_not_name() -> None:
     assert changed.required == ("x",)
     assert changed.time.behind == 2 * 86400
     assert changed.time.ahead == 86400
+    assert policy.changed({"metrics": {"x": None}}).metrics == {"y": Metric(low=2)}
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["°F", "K", "V", ""]))

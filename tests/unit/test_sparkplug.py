@@ -316,7 +316,7 @@ def test_times_are_ms_or_finer(said: int | None, expected: Any) -> None:
     for payload in ({"timestamp": said}, {"timestamp": None, "at": said}):
         at = payload.pop("at", None)
         metric = double("m") if at is None else double("m", timestamp=at)
-        (outcome,) = Host()(DEVICE, metric, **payload)
+        (outcome,) = Host({"time": {"since": None}})(DEVICE, metric, **payload)
         assert (outcome.time if isinstance(outcome, Reading) else outcome.reason) == expected
 
 
@@ -560,6 +560,58 @@ def test_a_compressed_payload_is_read(pack: Any) -> None:
         assert reasons(host.bytes(DEVICE, built(**packed, body=spoiled))) == ["undecodable"]
     bomb = pack(built(timestamp=MS, metrics=[double("m")], body=bytes(64 * 1024 * 1024)))
     assert reasons(host.bytes(DEVICE, built(**packed, body=bomb))) == ["too_large"]
+
+
+def compressed(*metrics: Mapping[str, Any], **payload: Any) -> bytes:
+    body = zlib.compress(built(timestamp=MS, metrics=metrics, **payload), 9)
+    return built(uuid="SPBV1.0_COMPRESSED", body=body)
+
+
+def outer(size: int, inflated: int) -> bytes:
+    """A payload of so many bytes, a good metric in it, that decompresses to so many."""
+    inner = built(timestamp=MS, metrics=[double("m")])
+    fill = inflated - len(inner) - 1
+    inner += b"\x2a" + varint(fill - len(varint(fill))) + bytes(fill - len(varint(fill)))
+    assert len(inner) == inflated
+    made = built(uuid="SPBV1.0_COMPRESSED", body=zlib.compress(inner, 9))
+    fill = size - len(made) - 1
+    # A field that nobody knows, since a body is as long as it is.
+    made += b"\x7a" + varint(fill - len(varint(fill))) + bytes(fill - len(varint(fill)))
+    assert len(made) == size
+    return made
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [(500, 65_536), (2_000, 65_536), (2_100, 67_200), (10_000, 320_000), (200_000, 2_097_152)]
+)
+def test_what_a_payload_decompresses_to_goes_with_its_size(size: int, most: int) -> None:
+    assert values(Host().bytes(DEVICE, outer(size, most))) == [{"m": 1.5}]
+    (wrong,) = Host().bytes(DEVICE, outer(size, most + 1))
+    assert wrong == Rejected("too_large", f"the payload's {size} bytes decompress to more than {most}")
+
+
+def test_how_many_metrics_a_payload_holds_goes_with_its_size() -> None:
+    """Twenty thousand nameless metrics are 40 kB, which compress to less than a hundred bytes."""
+    few = compressed(*[{}] * 2_048)
+    assert len(few) < 100
+    assert reasons(Host().bytes(DEVICE, few)) == ["missing_field"]
+    for count in (2_049, 20_000):
+        many = compressed(*[{}] * count)
+        assert len(many) < 150
+        (wrong,) = Host().bytes(DEVICE, many)
+        why = f"the payload has {count} metrics, more than the 2048 that its {len(many)} bytes may hold"
+        assert wrong == Rejected("too_large", why)
+        # As many fit where as much was received, and uncompressed any number does that fits.
+        assert reasons(Host().bytes(DEVICE, many + b"\x7a" + varint(2 * count) + bytes(2 * count))) == ["missing_field"]
+        assert reasons(Host().bytes(DEVICE, b"\x12\x00" * count)) == ["missing_field"]
+
+
+def test_a_large_birth_that_is_compressed_is_read_whole() -> None:
+    names = [f"Line {number % 7}/Motor {number}/Current" for number in range(10_000)]
+    birth = compressed(*[double(name, number * 0.37, properties=properties("A")) for number, name in enumerate(names)])
+    (reading,) = Host().bytes(DBIRTH, birth)
+    assert isinstance(reading, Reading)
+    assert reading.values.keys() == {*names, "online"}
 
 
 def test_every_truncation_gives_an_answer() -> None:
