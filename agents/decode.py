@@ -120,14 +120,16 @@ class Forwarder:
         if task.cancelled() or not task.result():
             held.release()
         self._slots.release()
+        if self._handover.draining and not self._handover.released:
+            self._hurry()
 
     @property
     def ready(self) -> bool:
         """Whether what is put now will be handled."""
         return not self.ceiling.tripped and not self._fetching
 
-    #: What is away while `state` is open.
-    waits_for = "the schema registry"
+    #: What is away while `state` is open: a registry, or a directory.
+    waits_for = "the source of schemas"
 
     @property
     def state(self) -> Breaker:
@@ -137,6 +139,12 @@ class Forwarder:
     def drain(self, deadline: float) -> None:
         """Finish what is held by `deadline` (of `time.monotonic`) and let the rest go. Returns at once."""
         self._handover.start(time.monotonic() if self.ceiling.tripped else deadline)
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Let go at once when all that is held waits for schemas; what Kafka was given has the time it was given."""
+        if self._fetching and not self._sending:
+            self._handover.start(time.monotonic())
 
     def _release(self) -> None:
         for task in self._tasks:

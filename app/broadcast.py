@@ -50,6 +50,9 @@ _CAP_S: Final = 5.0
 _TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 
+#: No more is logged of why a record is refused.
+_WHY_CHARS: Final = 1000
+
 _OTHERS: Final = "its records are not those that were read"
 
 #: A record's value, and where it stands.
@@ -61,9 +64,11 @@ class Broadcast:
 
     `troubled` says that it cannot be read just now.
 
-    What `apply` raises refuses that record: it is counted in `refused`, logged, and what was known before stays. Before
-    `ready` it may be told of values that are not a key's last one; afterwards each call is what holds from then on.
-    `after` is called when a number of them has been told. Both must be quick: they are called on the event loop.
+    What `apply` raises refuses that record: it is counted in `refused`, logged, and what was known of its key before
+    stays, in this process: one that starts later may find the refused record alone. Before `ready` it may be told of
+    values that are not a key's last one; afterwards each call is what holds from then on. `after` is called when a
+    number of them has been told, and when `ready` or `troubled` has changed. Both must be quick: they are called on the
+    event loop.
     """
 
     def __init__(
@@ -119,7 +124,8 @@ class Broadcast:
                         "a topic cannot be read; what is known of it is kept",
                         extra={"topic": self.topic, "error": said},
                     )
-                self.troubled = True
+                    self.troubled = True
+                    self._after()
             delay = min(_CAP_S, 2 * delay) if self.troubled else _FIRST_S
             await asyncio.sleep(delay)
 
@@ -227,12 +233,13 @@ class Broadcast:
     def _refuse(self, key: bytes | None, where: str, why: str) -> None:
         self.refused += 1
         log.warning(
-            "a record is refused; what was known before stays",
+            "a record is refused; what was known before stays until a restart",
             extra={
                 "topic": self.topic,
                 "at": where,
                 "key": quoted(key.decode("utf-8", "replace") if key is not None else None),
-                "error": why,
+                "error": why if len(why) <= _WHY_CHARS else why[: _WHY_CHARS - 1] + "…",
+                "remedy": "write a good value for this key, or none: workers that start now know nothing of it",
             },
         )
 
@@ -255,10 +262,10 @@ class Broadcast:
                 self._tell(key, value, where)
                 if number % _AT_ONCE == 0:
                     await asyncio.sleep(0)
-        self._after()
         if not self._ready.is_set():
             log.info("a topic has been read", extra={"topic": self.topic, "keys": len(self._keys)})
             self._ready.set()
+        self._after()
 
 
 # -- what aiokafka does not tell ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Did everything arrive, once, and as it was sent? Compares a ledger with the stores and the dead letters."""
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from app import ledger
 from app.kafka import client_args
+from app.lenient import read_leniently
 from app.settings import Settings
 from schemas.reading import Reading
 from sinks import registry
@@ -159,21 +161,31 @@ async def ends(settings: Settings, topic: str) -> dict[int, int]:
         await consumer.stop()
 
 
-async def tail(settings: Settings, topic: str, since: Mapping[int, int] | None = None) -> list[Any]:
-    """All records of a topic from offsets `since` on (the beginning by default) to its present end."""
+async def tail(
+    settings: Settings, topic: str, since: Mapping[int, int] | None = None, *, silence: float | None = None
+) -> list[Any]:
+    """All records of a topic from offsets `since` on (the beginning by default) to its present end.
+
+    Raises `TimeoutError` when nothing comes for `silence` seconds, if that is said.
+    """
     consumer = AIOKafkaConsumer(**client_args(settings), auto_offset_reset="earliest", enable_auto_commit=False)
-    await consumer.start()
+    clock = asyncio.get_running_loop().time
     try:
-        partitions = [TopicPartition(topic, number) for number in await _partitions(consumer, topic)]
-        consumer.assign(partitions)
-        end = await consumer.end_offsets(partitions)
-        for tp in partitions:
-            consumer.seek(tp, (since or {}).get(tp.partition, 0))
-        records: list[Any] = []
-        while any([await consumer.position(tp) < end[tp] for tp in partitions]):
-            for batch in (await consumer.getmany(timeout_ms=500)).values():
-                records += batch
-        return records
+        async with asyncio.timeout(silence) as patience:
+            await consumer.start()
+            read_leniently(consumer._fetcher)  # noqa: SLF001  there is no public way
+            partitions = [TopicPartition(topic, number) for number in await _partitions(consumer, topic)]
+            consumer.assign(partitions)
+            end = await consumer.end_offsets(partitions)
+            for tp in partitions:
+                consumer.seek(tp, (since or {}).get(tp.partition, 0))
+            records: list[Any] = []
+            while any([await consumer.position(tp) < end[tp] for tp in partitions]):
+                for batch in (await consumer.getmany(timeout_ms=500)).values():
+                    records += batch
+                    if silence is not None:
+                        patience.reschedule(clock() + silence)
+            return records
     finally:
         await consumer.stop()
 

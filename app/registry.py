@@ -5,10 +5,10 @@ two keys; its value is the pin's entry, and no value takes the entry away.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from aiokafka import AIOKafkaProducer
 from msgspec import Struct
@@ -21,6 +21,16 @@ from schemas import datapoints
 from schemas.datapoints import DataPoints, RegistryError
 from schemas.payload import quoted
 from schemas.point import Entry
+
+#: A broker that says nothing for longer than this is away; all together may take longer.
+SILENCE_S: Final = 60.0
+#: Changes that are sent together, and acknowledged before the next.
+_AT_ONCE: Final = 500
+#: Room for the framing of a record, and of the batch that it is alone in.
+_FRAME_BYTES: Final = 128
+#: As large as the client makes batches of more than one record, when that is not said.
+_BATCH_BYTES: Final = 16 * 1024
+_STOP_S: Final = 5.0
 
 
 def read(path: Path) -> dict[str, Entry]:
@@ -55,8 +65,7 @@ def feed(settings: Settings, points: DataPoints, telemetry: Telemetry) -> Broadc
         points.put(id_, value)
 
     def after() -> None:
-        by_source = Counter[str](source for _, source in points.entries().values())
-        telemetry.registry(by_source, found.refused)
+        telemetry.registry(points.counts(), found.refused, stale=found.troubled or not found.ready)
 
     found = Broadcast(kafka.client_args(settings), settings.topics.registry, apply, after=after)
     after()
@@ -84,10 +93,13 @@ class Held(Struct):
     broken: dict[bytes, str]
 
 
+What = Literal["added", "changed", "removed"]
+
+
 class Change(Struct, frozen=True):
     """A record to write; without an entry, one that takes away what was there."""
 
-    what: Literal["added", "changed", "removed"]
+    what: What
     key: bytes
     entry: Entry | None = None
 
@@ -101,12 +113,17 @@ class Plan(Struct, frozen=True):
 
 
 async def held(settings: Settings) -> Held:
-    """Read the topic to its present end. Raises what aiokafka raises, and `TopicsError` where there is no topic."""
+    """Read the topic to its present end.
+
+    Raises what aiokafka raises, `TimeoutError`, and `TopicsError` where there is no topic.
+    """
     name = settings.topics.registry
-    if name in await topics.missing(settings):
+    async with asyncio.timeout(SILENCE_S):
+        missing = await topics.missing(settings)
+    if name in missing:
         raise topics.TopicsError(f"there is no topic {name}: run iotflow topics apply")
     last: dict[bytes, bytes | None] = {}
-    for record in await check.tail(settings, name):
+    for record in await check.tail(settings, name, silence=SILENCE_S):
         if record.key is not None:
             last[record.key] = record.value
     found = Held({}, {})
@@ -117,7 +134,7 @@ async def held(settings: Settings) -> Held:
             id_ = _id(key)
             found.entries[id_] = datapoints.decode(id_, value)
         except RegistryError as error:
-            found.broken[key] = str(error)
+            found.broken[key] = "; ".join(error.problems)
     return found
 
 
@@ -137,19 +154,44 @@ def plan(wanted: Mapping[str, Entry], there: Held, *, prune: bool) -> Plan:
     return Plan(changes, [] if prune else others, unchanged)
 
 
+def fit(settings: Settings, changes: Sequence[Change]) -> None:
+    """Raise `RegistryError` with the changes that are larger than the topic takes."""
+    limit = settings.topics.max_message_bytes
+    problems = []
+    for change in changes:
+        size = len(change.key) + len(_value(change) or b"") + _FRAME_BYTES
+        # Where a key already stands, there is room for it without a value.
+        if size > limit and change.entry is not None:
+            key = quoted(change.key.decode("utf-8", "replace"))
+            problems.append(f"{key}: takes {size} bytes, more than IOTFLOW_MAX_MESSAGE_BYTES, {limit}")
+    if problems:
+        raise RegistryError(problems)
+
+
 async def write(settings: Settings, changes: Sequence[Change]) -> None:
-    """Return when the broker has acknowledged all changes. Raises what aiokafka raises."""
-    producer = AIOKafkaProducer(**kafka.client_args(settings), enable_idempotence=True, acks="all")
+    """Return when the broker has acknowledged all changes. Raises what aiokafka raises, and `TimeoutError`."""
+    topic, limit = settings.topics.registry, settings.topics.max_message_bytes
+    producer = AIOKafkaProducer(
+        **kafka.client_args(settings),
+        enable_idempotence=True,
+        acks="all",
+        max_batch_size=min(_BATCH_BYTES, limit),
+        max_request_size=limit + _FRAME_BYTES,
+    )
     try:
-        await producer.start()
-        sent = [
-            await producer.send(
-                settings.topics.registry,
-                key=change.key,
-                value=None if change.entry is None else datapoints.encode(change.entry),
-            )
-            for change in changes
-        ]
-        await asyncio.gather(*sent)
+        async with asyncio.timeout(SILENCE_S):
+            await producer.start()
+        for start in range(0, len(changes), _AT_ONCE):
+            async with asyncio.timeout(SILENCE_S):
+                some = changes[start : start + _AT_ONCE]
+                await asyncio.gather(
+                    *[await producer.send(topic, key=change.key, value=_value(change)) for change in some]
+                )
     finally:
-        await producer.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await producer.stop()
+
+
+def _value(change: Change) -> bytes | None:
+    return None if change.entry is None else datapoints.encode(change.entry)

@@ -1,7 +1,8 @@
 """Where the schemas of framed payloads come from: a schema registry, or a directory of files.
 
-A registry that cannot be asked is away, whatever the reason: payloads wait for it, and none is refused. Only its own
-word that it does not know a schema counts as that, and then it is asked again after a minute at the soonest.
+A registry that cannot be asked is away, whatever the reason: payloads wait for it, and none is refused. One that gives
+an answer for other ids, and again and again none for this, is there: what waits for that schema is refused, and the
+rest goes on. What was not to be had is asked for again later, since a schema may come after its first payloads.
 """
 
 import asyncio
@@ -18,21 +19,28 @@ from urllib.parse import quote
 import msgspec
 
 from app.settings.models import Retry, SchemaRegistry
-from schemas.confluent import Schemas
+from schemas.confluent import LARGEST_ID, Schemas
 
 if TYPE_CHECKING:
     import aiohttp
 
 log = logging.getLogger(__name__)
 
-#: An id that was not known is not asked for again before this.
-AGAIN_S: Final = 60.0
-#: As many such ids are remembered.
+#: An id that was not known is not asked for again before this, nor is another waited for that may soon be known.
+AGAIN_S: Final = 10.0
+#: An id that got no answer, though others did, is not asked for again before this: it may take a time-out each time.
+MENDED_S: Final = 60.0
+#: So often is an id asked for, the first time, before it is said to be unknown, or not to be had.
+_TRIES: Final = 3
+#: As many ids that were not to be had are remembered.
 _REMEMBERED: Final = 10_000
 #: Ids that are asked for at once.
 _AT_ONCE: Final = 16
 _TIMEOUT_S: Final = 10.0
 _MOST_REFERENCES: Final = 256
+#: Of an answer, and of what a schema refers to together.
+_MOST_BYTES: Final = 4 << 20
+_CHUNK: Final = 1 << 16
 #: What a schema registry says itself: no such subject, version or schema. Of any other HTTP 404 nobody knows whether
 #: it means that, or that the URL is wrong.
 _UNKNOWN: Final = frozenset({40401, 40402, 40403})
@@ -42,11 +50,16 @@ _CORRECT_LOGIN: Final = "correct SCHEMA_REGISTRY_USER and SCHEMA_REGISTRY_PASSWO
 
 
 class AwayError(Exception):
-    """Nothing can be asked now; `remedy` is what a person can do."""
+    """Neither a schema nor the word that there is none: `place` did `why`; `remedy` is what a person can do.
 
-    def __init__(self, why: str, remedy: str) -> None:
-        super().__init__(why)
+    `general` when it is certain that it has nothing to do with the schema that was asked for.
+    """
+
+    def __init__(self, place: str, why: str, remedy: str, *, general: bool = False) -> None:
+        super().__init__(f"{place} {why}")
+        self.why = why
         self.remedy = remedy
+        self.general = general
 
 
 class Found(NamedTuple):
@@ -68,16 +81,28 @@ class SchemaSource:
     """Learns schemas for `schemas`."""
 
     def __init__(
-        self, schemas: Schemas, place: Place, retry: Retry, *, clock: Callable[[], float] = time.monotonic
+        self,
+        schemas: Schemas,
+        place: Place,
+        retry: Retry,
+        *,
+        pause: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.schemas = schemas
         self._place = place
         self._retry = retry
+        #: Between the tries of one id, in seconds.
+        self._pause = pause
         self._clock = clock
-        #: What a person was told to do, while nothing can be asked.
-        self._remedy = ""
-        #: When to ask again for an id that was not known.
+        #: What was told of an outage, while it lasts.
+        self._told: set[str] = set()
+        #: When to ask again for an id that was not to be had.
         self._again: dict[int, float] = {}
+        #: When an id that is not known is waited for again: one device's made-up ids must not slow down the others.
+        self._patient_from = clock()
+        #: An id that is asked for to see whether any can be: one that was answered, or one that nobody has.
+        self._other = LARGEST_ID
 
     async def fetch(self, numbers: Collection[int]) -> None:
         """Learn what there is to know of these schemas; waits for as long as nothing can be asked."""
@@ -89,32 +114,74 @@ class SchemaSource:
                     group.create_task(self._learn(number))
 
     async def _learn(self, number: int) -> None:
-        found = await self._asked(number)
-        self._again.pop(number, None)
-        if found is not None:
-            self.schemas.put(number, *found)
-            return
-        self._again[number] = self._clock() + AGAIN_S
-        if len(self._again) > _REMEMBERED:
-            del self._again[next(iter(self._again))]
-
-    async def _asked(self, number: int) -> Found | None:
+        again = number in self._again
+        # A registry's followers learn of a new schema after its leader, which told the producer.
+        patient = not again and self._clock() >= self._patient_from
+        tries = left = 1 if again else _TRIES
         attempt = 0
         while True:
+            pause, odd = self._pause, None
             try:
                 found = await self._place.get(number)
             except AwayError as error:
-                if error.remedy != self._remedy:
-                    self._remedy = error.remedy
-                    log.error("decoding waits for schemas", extra={"error": str(error), "remedy": error.remedy})  # noqa: TRY400
+                odd = error
+                away = await self._away(number, error)
+                if away is None:
+                    left -= 1
+                else:
+                    self._tell(number, error, away)
+                    pause = min(self._retry.cap, self._retry.first * 2.0 ** min(attempt, 16))
+                    attempt += 1
+                    left = tries
             else:
-                if self._remedy:
-                    self._remedy = ""
-                    log.info("schemas can be had again")
-                return found
-            pause = min(self._retry.cap, self._retry.first * 2.0 ** min(attempt, 16))
+                self._answered()
+                if found is not None:
+                    self._again.pop(number, None)
+                    self._other = number
+                    self.schemas.put(number, *found)
+                    return
+                left = left - 1 if patient else 0
+            if left == 0:
+                break
             await asyncio.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311  only spreads the load
-            attempt += 1
+        if patient and odd is None:
+            self._patient_from = self._clock() + AGAIN_S
+        if not again and odd is not None:
+            remedy = "mend that schema where it is kept, and replay its dead letters then"
+            log.error("a schema cannot be had", extra={"schema": number, "error": str(odd), "remedy": remedy})
+        self._lack(number, odd)
+
+    def _lack(self, number: int, odd: AwayError | None) -> None:
+        """Remember that a schema is not known or, if `odd`, not to be had."""
+        self._again.pop(number, None)
+        self._again[number] = self._clock() + (AGAIN_S if odd is None else MENDED_S)
+        self.schemas.lack(number, "" if odd is None else str(odd))
+        if len(self._again) > _REMEMBERED:
+            oldest = next(iter(self._again))
+            del self._again[oldest]
+            self.schemas.lack(oldest, "")
+
+    async def _away(self, number: int, error: AwayError) -> AwayError | None:
+        """Why nothing can be asked, or None when it is that schema only."""
+        if error.general:
+            return error
+        try:
+            await self._place.get(self._other if self._other != number else number - 1)
+        except AwayError as away:
+            return away
+        self._answered()
+        return None
+
+    def _tell(self, number: int, error: AwayError, away: AwayError) -> None:
+        if away.why not in self._told:
+            self._told.add(away.why)
+            extra = {"schema": number, "error": str(error), "other": str(away), "remedy": away.remedy}
+            log.error("decoding waits for schemas", extra=extra)
+
+    def _answered(self) -> None:
+        if self._told:
+            self._told.clear()
+            log.info("schemas can be had again")
 
 
 def place(settings: SchemaRegistry) -> Place:
@@ -149,10 +216,12 @@ class Directory:
             except FileNotFoundError:
                 continue
             except (OSError, UnicodeDecodeError) as error:
-                raise AwayError(f"{path} cannot be read: {error}", f"make {path} a file that can be read") from error
+                raise AwayError(
+                    str(path), f"cannot be read: {error}", f"make {path} a file that can be read"
+                ) from error
         if not self._path.is_dir():
             remedy = "bring it back, or correct SCHEMA_REGISTRY_DIR"
-            raise AwayError(f"{self._path} is no directory any more", remedy)
+            raise AwayError(str(self._path), "is no directory any more", remedy)
         return None
 
 
@@ -193,8 +262,9 @@ class Registry:
         for reference in schema.references:
             if reference.name in known:
                 continue
-            if len(known) >= _MOST_REFERENCES:
-                raise AwayError(f"a schema refers to more than {_MOST_REFERENCES} others", "take some of them out")
+            if len(known) >= _MOST_REFERENCES or sum(map(len, known.values())) > _MOST_BYTES:
+                why = f"refers to more than {_MOST_REFERENCES} others, or than {_MOST_BYTES} bytes of them"
+                raise AwayError("the schema", why, "take some of them out")
             path = f"/subjects/{quote(reference.subject, safe='')}/versions/{reference.version}"
             needed = await self._schema(session, path, serialized=serialized)
             if needed is None:
@@ -216,11 +286,16 @@ class Registry:
         try:
             # `encoded`: a subject's quoted slash stays quoted. The log-in goes where the setting says, nowhere else.
             async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
-                return _answer(url, response.status, await response.read())
+                body = bytearray()
+                async for part in response.content.iter_chunked(_CHUNK):
+                    body += part
+                    if len(body) > _MOST_BYTES:
+                        raise AwayError(url, f"answered more than {_MOST_BYTES} bytes", _CORRECT_URL)
+                return _answer(url, response.status, bytes(body))
         except TimeoutError as error:
-            raise AwayError(f"{url} did not answer within {_TIMEOUT_S:g} s", _CORRECT_URL) from error
+            raise AwayError(url, f"did not answer within {_TIMEOUT_S:g} s", _CORRECT_URL) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise AwayError(f"{url} cannot be asked: {error}", _CORRECT_URL) from error
+            raise AwayError(url, f"cannot be asked: {error}", _CORRECT_URL) from error
 
 
 class _Reference(msgspec.Struct):
@@ -251,6 +326,7 @@ def _answer(url: str, status: int, body: bytes) -> _Schema | None:
         if status == HTTPStatus.NOT_FOUND and _refusal(body).error_code in _UNKNOWN:
             return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise AwayError(f"{url} answered {status}, and not as a schema registry does", _CORRECT_URL) from error
+        raise AwayError(url, f"answered {status}, and not as a schema registry does", _CORRECT_URL) from error
     refused = status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-    raise AwayError(f"{url} answered {status}", _CORRECT_LOGIN if refused else _CORRECT_URL)
+    general = status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}
+    raise AwayError(url, f"answered {status}", _CORRECT_LOGIN if refused else _CORRECT_URL, general=general)

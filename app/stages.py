@@ -104,7 +104,7 @@ def make(
     ceiling = Ceiling(settings.ceiling.window, settings.ceiling.devices, settings.ceiling.ratio)
     if name == DECODE:
         points = from_file(settings.registry_file)
-        schemas = _schemas(settings)
+        schemas = schema_source(settings)
         decoder = Decoder(
             settings.inputs,
             partitions=topics.partitions,
@@ -146,8 +146,11 @@ def make(
     return Stage([topics.decoded], sink, delivery, store(delivery), [topics.dead_letters])
 
 
-def _schemas(settings: Settings) -> SchemaSource | None:
-    """What learns schemas, where a topic's payloads name theirs."""
+def schema_source(settings: Settings) -> SchemaSource | None:
+    """What learns schemas, where a topic's payloads name theirs.
+
+    Raises `ValueError` where the settings do not say where schemas are, or the packages that read them are not there.
+    """
     if all(own.body != CONFLUENT for own in settings.inputs.topics.values()):
         return None
     return SchemaSource(Schemas(), place(settings.schema_registry), settings.retry)

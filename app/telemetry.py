@@ -154,7 +154,7 @@ FLAGS = _metric(
 REGISTRY = _metric(
     "gauge",
     "iotflow_registry_entries",
-    "Data points that are known, by where each comes from: file or topic.",
+    "Pins whose data points are known, by where these come from: file or topic.",
     _DECODE,
     "stage",
     "source",
@@ -162,7 +162,14 @@ REGISTRY = _metric(
 REGISTRY_REFUSED = _metric(
     "counter",
     "iotflow_registry_refused_total",
-    "Records of the registry's topic that were refused; what was known before stays.",
+    "Records of the registry's topic that were refused; what was known before stays until a restart.",
+    _DECODE,
+    "stage",
+)
+REGISTRY_STALE = _metric(
+    "gauge",
+    "iotflow_registry_stale",
+    "1 while the registry's topic cannot be read, and until it has been read once: what was known of it is used.",
     _DECODE,
     "stage",
 )
@@ -390,11 +397,15 @@ class Telemetry:
         """Readings were decoded that have a flag."""
         self._add(FLAGS, readings, dialect, flag)
 
-    def registry(self, by_source: Mapping[str, int], refused: int) -> None:
-        """How many data points are known, by where they come from, and how many records were refused so far."""
-        for source in ("file", "topic"):
-            self._set(REGISTRY, by_source.get(source, 0), source)
+    def registry(self, by_source: Mapping[str, int], refused: int, *, stale: bool) -> None:
+        """Of how many pins the data points are known, by where these come from; how many records were refused so far.
+
+        It is stale while its topic cannot be read, and until that was read once.
+        """
+        for source, pins in by_source.items():
+            self._set(REGISTRY, pins, source)
         self._set(REGISTRY_REFUSED, refused)
+        self._set(REGISTRY_STALE, stale)
 
     # -- what the transport and the watches tell -----------------------------------------------------------------------
 

@@ -16,10 +16,14 @@ from schemas.avro import SchemaError
 from schemas.payload import DEPTH, quoted
 from schemas.reading import RejectedError
 
+#: A schema registry counts them in 32 bits with a sign, and says nothing of others.
+LARGEST_ID: Final = 2**31 - 1
+
 _FRAME: Final = 5
 _PACKAGES: Final = {"fastavro": "fastavro", "google.protobuf": "protobuf"}
 #: Enough for any index of a message.
 _INDEX_BYTES: Final = 5
+_WHY_CHARS: Final = 300
 
 
 class MissingPackagesError(ValueError):
@@ -37,13 +41,15 @@ class Schemas:
         if missing:
             raise MissingPackagesError(f"body confluent needs {' and '.join(missing)}: pip install 'iotflow[codecs]'")
         self._known: dict[int, Callable[[bytes], bytes]] = {}
+        #: Why those cannot be had that are not known, where it is not that nobody knows them.
+        self._lacking: dict[int, str] = {}
 
     def wanted(self, payload: bytes) -> int | None:
-        """The id of a payload's schema where that is not known; None also for a payload without a frame."""
+        """The id of a payload's schema where that is not known; None also for a payload without a frame, or an id."""
         if payload[:1] != b"\0" or len(payload) < _FRAME:
             return None
         number = int.from_bytes(payload[1:_FRAME], "big")
-        return None if number in self._known else number
+        return None if number in self._known or number > LARGEST_ID else number
 
     def put(self, number: int, kind: str, text: str | bytes, references: Sequence[tuple[str, str]] = ()) -> None:
         """Know a schema: of kind AVRO, PROTOBUF or JSON, its text, and by name those it refers to, each after its own.
@@ -51,24 +57,40 @@ class Schemas:
         Protobuf's is text as a registry's `format=serialized` has it, or the bytes of a `FileDescriptorSet`. A schema
         that cannot be used is known as such: its payloads are refused with the reason why.
         """
+        self._lacking.pop(number, None)
         try:
             self._known[number] = _reader(number, kind, text, references)
         except SchemaError as error:
             self._known[number] = _refusing(number, str(error))
 
+    def lack(self, number: int, why: str) -> None:
+        """Say why a schema cannot be had, as a sentence about where it should be; `''` when nobody knows it."""
+        if why:
+            self._lacking[number] = why
+        else:
+            self._lacking.pop(number, None)
+
     def as_json(self, payload: bytes) -> bytes:
         """What stands in a frame, as JSON.
 
-        Raises `RejectedError`: `undecodable` (no frame, or not what its schema says), `unknown_schema`, or what else
-        JSON cannot hold.
+        Raises `RejectedError`: `undecodable` (no frame, no id, or not what its schema says), `unknown_schema`, or what
+        else JSON cannot hold.
         """
         if payload[:1] != b"\0" or len(payload) < _FRAME:
             raise RejectedError("undecodable", "the payload does not begin with a zero byte and the id of a schema")
         number = int.from_bytes(payload[1:_FRAME], "big")
         read = self._known.get(number)
         if read is None:
-            raise RejectedError("unknown_schema", f"the schema registry does not know schema {number}")
+            raise self._refused(number)
         return read(payload[_FRAME:])
+
+    def _refused(self, number: int) -> RejectedError:
+        if number > LARGEST_ID:
+            return RejectedError("undecodable", f"{number} is no schema's id: the largest is {LARGEST_ID}")
+        why = self._lacking.get(number)
+        if why is not None:
+            return RejectedError("unknown_schema", f"schema {number} cannot be had: {why[:_WHY_CHARS]}")
+        return RejectedError("unknown_schema", f"the schema registry does not know schema {number}")
 
 
 def _installed(module: str) -> bool:

@@ -14,11 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 from schemas import gateway
 from schemas.config import explained
 from schemas.extract import Extractor, extractors
-from schemas.payload import quoted
-from schemas.point import Entry, repeated
+from schemas.payload import QUOTED_CHARS, brief, quoted
+from schemas.point import MAX_POINTS, Entry, named, repeated
 
+#: No record's value is longer: 64 data points with long names and units take half of it.
+MAX_VALUE_BYTES: Final = 64 * 1024
 #: Stands for every controller that has no entry of its own for a pin.
 ANY: Final = "*"
+
+#: A line about a mistake is no longer, whatever it quotes.
+_LINE_CHARS: Final = 400
 
 Source = Literal["file", "topic"]
 
@@ -41,21 +46,23 @@ def parse(document: object) -> dict[str, Entry]:
         return {}
     if not isinstance(document, Mapping):
         raise RegistryError([f"must be an object with the member controllers, not {quoted(document)}"])
-    problems = [f"{name}: is not known here, only controllers" for name in document if name != "controllers"]
+    others = [f"{_shown(name)}: is not known here, only controllers" for name in document if name != "controllers"]
+    problems = named(others)
     entries: dict[str, Entry] = {}
     controllers = document.get("controllers")
     if not isinstance(controllers, Mapping | None):
         problems.append(f"controllers: must have a member for each controller, not be {quoted(controllers)}")
     seen: dict[str, object] = {}
     for said, pins in controllers.items() if isinstance(controllers, Mapping) else ():
-        where = f"controllers.{said}"
+        where = f"controllers.{_shown(said)}"
         try:
             controller = _controller(said)
         except RegistryError as error:
             problems.append(f"{where}: {error}")
             controller = ""
         if controller and controller in seen:
-            problems.append(f"{where}: is the controller {controller}, which is there already as {seen[controller]}")
+            before = _shown(seen[controller])
+            problems.append(f"{where}: is the controller {controller}, which is there already as {before}")
         seen.setdefault(controller, said)
         if isinstance(pins, Mapping) and pins:
             _pins(where, controller, pins, entries, problems)
@@ -71,19 +78,34 @@ def _pins(
 ) -> None:
     seen: dict[str, object] = {}
     for said, value in pins.items():
-        place = f"{where}.{said}"
+        place = f"{where}.{_shown(said)}"
         try:
             pin = _pin(said)
         except RegistryError as error:
             problems.append(f"{place}: {error}")
             pin = ""
         if pin and pin in seen:
-            problems.append(f"{place}: is the pin {pin}, which is there already as {seen[pin]}")
+            problems.append(f"{place}: is the pin {pin}, which is there already as {_shown(seen[pin])}")
         seen.setdefault(pin, said)
         try:
-            entries[f"{controller}/{pin}"] = _entry(place, value)
+            entry = _entry(place, value)
         except RegistryError as error:
             problems += error.problems
+            continue
+        size = len(encode(entry))
+        if size > MAX_VALUE_BYTES:
+            problems.append(f"{place}: {_too_large(size)}")
+        entries[f"{controller}/{pin}"] = entry
+
+
+def _shown(key: object) -> str:
+    """A member's name in a line: as it stands there, unless it is long or cannot be shown."""
+    text = str(key)
+    return text if text.isprintable() and 0 < len(text) <= QUOTED_CHARS else quoted(text)
+
+
+def _too_large(size: int) -> str:
+    return f"the record's value has {size} bytes, more than {MAX_VALUE_BYTES}"
 
 
 _placed: Final = TypeAdapter(dict[str, Entry]).validate_python
@@ -95,10 +117,16 @@ def _entry(place: str, value: object) -> Entry:
     except ValidationError as error:
         found = value.get("points") if isinstance(value, Mapping) else value
         # Pydantic looks at the points together only when each of them is right.
-        labels = [_label(point) for point in found if isinstance(point, Mapping)] if isinstance(found, list) else []
-        twice = repeated([label for label in labels if isinstance(label, str)])
+        points = found if isinstance(found, list) and len(found) <= MAX_POINTS else []
+        labels = [_label(point) for point in points if isinstance(point, Mapping)]
+        twice = repeated(label for label in labels if isinstance(label, str))
         lines = [*explained(error), f"{place}.points: {twice}"] if twice else explained(error)
-        raise RegistryError(list(dict.fromkeys(lines))) from error
+        said = named(list(dict.fromkeys(lines)))
+        raise RegistryError([_line(line if line.startswith(place) else f"{place}: {line}") for line in said]) from error
+
+
+def _line(text: str) -> str:
+    return text if len(text) <= _LINE_CHARS else text[: _LINE_CHARS - 1] + "…"
 
 
 def _label(point: Mapping[Any, object]) -> object:
@@ -118,7 +146,7 @@ def _controller(said: object) -> str:
 
 
 def _pin(said: object) -> str:
-    parts = said.split("/") if isinstance(said, str) else []
+    parts = said.split("/", 2) if isinstance(said, str) else []
     found = [number for part in parts if (number := gateway.number(part.strip())) is not None]
     if len(parts) != 2 or len(found) != 2:  # noqa: PLR2004  a connector and a pin
         numbers = f"two numbers of 0..{gateway.LAST_NUMBER}"
@@ -149,12 +177,18 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(id: str, value: bytes) -> Entry:  # noqa: A002
-    """The entry in a record's value. Raises `RegistryError` with every problem, that of a wrong id too."""
+    """The entry in a record's value. Raises `RegistryError` with its problems, that of a wrong id too.
+
+    Many problems are counted instead of named, and no value takes long, whatever it holds: a worker has other things to
+    do meanwhile.
+    """
     normalise(id)
+    if len(value) > MAX_VALUE_BYTES:
+        raise RegistryError([f"{id}: {_too_large(len(value))}"])
     try:
         said = msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RegistryError([f"{id}: the value is not JSON: {error}"]) from error
+        raise RegistryError([f"{id}: the value is not JSON: {brief(error)}"]) from error
     return _entry(id, said)
 
 
@@ -199,6 +233,11 @@ class DataPoints:
         for source, entries in self._entries.items():
             found.update({id_: (entry, source) for id_, entry in entries.items()})
         return dict(sorted(found.items()))
+
+    def counts(self) -> dict[str, int]:
+        """How many pins have an entry that holds, by where it comes from."""
+        topic = len(self._entries["topic"])
+        return {"file": len(self._pins) - topic, "topic": topic}
 
     def __len__(self) -> int:
         return len(self._pins)

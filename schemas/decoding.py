@@ -22,7 +22,7 @@ from schemas.record import Record
 log = logging.getLogger(__name__)
 
 #: Refusals of what will be known some day: no sign that something is wrong with the devices, or with us.
-_NOT_YET = frozenset({"unknown_device", "unknown_alias"})
+_NOT_YET = frozenset({"unknown_device", "unknown_alias", "unknown_schema"})
 #: Room for the headers and framing of a decoded record.
 _FRAME_BYTES = 1024
 

@@ -1,7 +1,8 @@
 """Data points: one value in the bytes that a sensor at a pin of a controller sends, and all that stand at one pin."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -21,6 +22,8 @@ from schemas.payload import NAME_CHARS, quoted
 MAX_BYTES: Final = 1024
 #: No pin has more data points.
 MAX_POINTS: Final = 64
+#: As many of one kind of mistake are named, and then how many more there are.
+NAMED: Final = 20
 #: No scaled number has more bytes: it would not fit a double exactly.
 SCALED_HEX_BYTES: Final = 6
 
@@ -117,7 +120,7 @@ def _numbered(said: object) -> object:
         else:
             found[raw] = value
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValueError("; ".join(named(wrong)))
     return found
 
 
@@ -234,21 +237,33 @@ class Entry(Model):
             raise ValueError(f"must be an object with points, or the list of them, not {quoted(said)}")  # noqa: TRY004
         return said
 
+    @field_validator("points", mode="before")
+    @classmethod
+    def _counted(cls, points: object) -> object:
+        # Before they are looked at one by one, which takes long when there are very many.
+        if isinstance(points, list | tuple | set) and not 1 <= len(points) <= MAX_POINTS:
+            raise ValueError(f"a pin has 1..{MAX_POINTS} data points, not {len(points)}")
+        return points
+
     @field_validator("points")
     @classmethod
     def _told_apart(cls, points: tuple[Point, ...]) -> tuple[Point, ...]:
-        if not 1 <= len(points) <= MAX_POINTS:
-            raise ValueError(f"a pin has 1..{MAX_POINTS} data points, not {len(points)}")
         twice = repeated([point.label for point in points])
         if twice:
             raise ValueError(twice)
         return points
 
 
-def repeated(labels: Sequence[str]) -> str:
+def repeated(labels: Iterable[str]) -> str:
     """What is wrong with labels of one pin that are not different; `''` when they are."""
-    again = {label: None for number, label in enumerate(labels) if label in labels[:number]}
-    return f"two data points are called {' and two '.join(map(quoted, again))}" if again else ""
+    again = [quoted(label) for label, count in Counter(labels).items() if count > 1]
+    return f"two data points are called {' and two '.join(again)}" if again else ""
+
+
+def named(mistakes: list[str]) -> list[str]:
+    """The first of many mistakes, and how many more there are."""
+    more = len(mistakes) - NAMED
+    return mistakes if more <= 0 else [*mistakes[:NAMED], f"and {more} more"]
 
 
 def byte_count(count: int) -> str:

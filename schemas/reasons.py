@@ -60,7 +60,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     "unknown_alias": "a metric is named by an alias that no birth message has explained yet; replay it after one has",
     "unknown_device": "the registry does not know the device; replay it once it does",
     "unknown_dialect": "nothing says which dialect the record speaks, or no dialect is called that",
-    "unknown_schema": "the schema registry does not know the schema that the record names",
+    "unknown_schema": "the schema that the record names is not known to the schema registry, or cannot be had",
     "unparsable": "a value's text is not a value of the kind that it should be",
     "wire": "a record of the decoded topic is no reading",
 }

@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:  # at run time it would make --help wait for pydantic
     from pydantic.fields import FieldInfo
 
+    from app.settings import Settings
+
 
 @click.group("config")
 def command() -> None:
@@ -20,11 +22,12 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @click.pass_obj
 def check(env: Mapping[str, str] | None, *, as_json: bool) -> None:
-    """Say everything that is wrong with the environment; exit status 2 when anything is."""
+    """Say everything that is wrong with the environment and the files that it names; exit status 2 when anything is."""
     from app.settings import SettingsError, load
 
     try:
-        notices, problems = load(env).notices, list[str]()
+        settings = load(env)
+        notices, problems = settings.notices, _unusable(settings)
     except SettingsError as error:
         notices, problems = [], error.problems
     if as_json:
@@ -36,6 +39,23 @@ def check(env: Mapping[str, str] | None, *, as_json: bool) -> None:
             click.echo(line)
     if problems:
         sys.exit(2)
+
+
+def _unusable(settings: "Settings") -> list[str]:
+    """What would keep decode from starting, of which the settings do not know themselves."""
+    from app import registry, stages
+    from schemas.datapoints import RegistryError
+
+    problems = []
+    try:
+        registry.from_file(settings.registry_file)
+    except RegistryError as error:
+        problems += error.problems
+    try:
+        stages.schema_source(settings)
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
 
 
 @command.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,14 +14,12 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from app.registry import Plan
+    from app.registry import Plan, What
     from app.settings import Settings
     from schemas.point import Entry, Point
 
 _WRONG = 1
 _CHANGES = 2
-#: For reading and writing the topic; a broker that is slower than this is away.
-_TIMEOUT_S = 60.0
 _STYLES = {"added": "green", "changed": "yellow", "removed": "red"}
 
 Result = TypeVar("Result")
@@ -70,8 +69,8 @@ def apply(file: Path, *, prune: bool, dry_run: bool, as_json: bool) -> None:
 
     What is as it should be is not written again. What is only on the topic stays, without --prune.
 
-    Exits with 0 when all is as FILE says, 1 when FILE is wrong (nothing is written) or something failed, and with
-    --dry-run 2 when something would change.
+    Exits with 0 when all is as FILE says, 1 when FILE is wrong or has an entry larger than the topic takes (nothing is
+    written) or something failed, and with --dry-run 2 when something would change.
     """
     from app import registry
     from schemas.datapoints import RegistryError
@@ -83,11 +82,15 @@ def apply(file: Path, *, prune: bool, dry_run: bool, as_json: bool) -> None:
 
     async def run(settings: Settings) -> Plan:
         planned = registry.plan(wanted, await registry.held(settings), prune=prune)
+        registry.fit(settings, planned.changes)
         if planned.changes and not dry_run:
             await registry.write(settings, planned.changes)
         return planned
 
-    planned = _with_kafka(run)
+    try:
+        planned = _with_kafka(run)
+    except RegistryError as error:
+        raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(_as_object(planned), indent=2))
     else:
@@ -101,7 +104,10 @@ def apply(file: Path, *, prune: bool, dry_run: bool, as_json: bool) -> None:
 def ls(controller: str | None, *, as_json: bool) -> None:
     """Show what is on the topic.
 
-    Records that no worker takes are named on stderr. Exits with 0, and with 1 when the topic cannot be read.
+    Records that no worker takes are named on stderr. A worker that knew the pin before such a record keeps what it
+    knew; one that starts later does not know the pin.
+
+    Exits with 0, and with 1 when there are such records, of any controller, or the topic cannot be read.
     """
     from app import registry
     from schemas import datapoints
@@ -122,6 +128,7 @@ def ls(controller: str | None, *, as_json: bool) -> None:
         _list(shown)
     for key, why in found.broken.items():
         click.echo(f"refused: {_text(key)}: {why}", err=True)
+    sys.exit(_WRONG if found.broken else 0)
 
 
 def _with_kafka(work: Callable[[Settings], Awaitable[Result]]) -> Result:
@@ -135,8 +142,7 @@ def _with_kafka(work: Callable[[Settings], Awaitable[Result]]) -> Result:
         raise click.ClickException(str(error)) from error
 
     async def run() -> Result:
-        async with asyncio.timeout(_TIMEOUT_S):
-            return await work(loaded)
+        return await work(loaded)
 
     try:
         return asyncio.run(run())
@@ -154,18 +160,19 @@ def _show(plan: Plan, *, done: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("pin", "", "what"):
         table.add_column(column, overflow="fold")
-    words = {"added": "add", "changed": "change", "removed": "remove"}
+    words: dict[What, str] = {"added": "add", "changed": "change", "removed": "remove"}
     for change in plan.changes:
         word = change.what if done else words[change.what]
         what = "" if change.entry is None else _summary(change.entry)
         # Text, not markup: names may hold brackets.
         table.add_row(Text(_text(change.key)), Text(word, style=_STYLES[change.what]), Text(what))
-    for key in plan.kept:
-        table.add_row(Text(_text(key)), Text("kept", style="dim"), Text("only on the topic; --prune removes it"))
     console = Console()
-    if plan.changes or plan.kept:
+    if plan.changes:
         console.print(table)
-    console.print(f"{_pins(plan.unchanged)} unchanged", highlight=False)
+    counts = Counter(change.what for change in plan.changes)
+    said = [f"{counts[what]} {what if done else f'to {words[what]}'}" for what in words]
+    said += [f"{plan.unchanged} unchanged", f"{len(plan.kept)} only on the topic"]
+    console.print(", ".join(said), highlight=False)
 
 
 def _list(entries: Mapping[str, Entry]) -> None:
@@ -188,8 +195,10 @@ def _parts(id_: str) -> tuple[str, str]:
 
 
 def _text(key: bytes) -> str:
+    from schemas.payload import QUOTED_CHARS, quoted
+
     text = key.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else repr(text)
+    return text if text.isprintable() and 0 < len(text) <= QUOTED_CHARS else quoted(text)
 
 
 def _summary(entry: Entry) -> str:

@@ -13,7 +13,7 @@ VALUE_TYPES: Final = ("INT32", "INT64", "FLOAT", "DOUBLE")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@,\[\]]+):([0-9]{1,5})")
-_UNSAID: Final = "?"
+_UNSAID: Final = "\0"
 _SIZE: Final = re.compile(r"([0-9]+)\s*([kKmMgG]?)(i?)[bB]?")
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3}
 # Rust's words beside Python's: the documents set RUST_LOG.
@@ -95,7 +95,8 @@ def raw_topics(value: Any) -> Any:
     known = [*sorted(dialects.load()), dialects.AUTO]
     topics: dict[str, str] = {}
     for topic, dialect in value.items():
-        _name(topic)
+        if not _NAME.fullmatch(topic):
+            raise ValueError(f"topic {topic!r} must be 1 to 249 letters, digits, '.', '_' or '-'")
         topics[topic] = "" if dialect == _UNSAID else dialect
         if topics[topic] and dialect not in known:
             raise ValueError(f"topic {topic!r} has an unknown dialect {dialect!r}; known: {', '.join(known)}")
@@ -165,7 +166,7 @@ def _log_level(value: str) -> str:
 def _token_url(value: str) -> str:
     try:
         parts = urlsplit(value)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and "@" not in parts.netloc
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and not {"@", ","} & {*parts.netloc}
     except ValueError:
         usable = False
     if not usable:

@@ -81,6 +81,8 @@ class Loader:
             return None
         try:
             return yaml.read(Path(found.value))
+        except (FileNotFoundError, IsADirectoryError):
+            pass  # said of the setting itself
         except OSError as error:
             self._source.problem(f"{found.source}: {found.value} cannot be read ({error.strerror})")
         except ValueError as error:

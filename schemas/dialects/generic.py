@@ -18,7 +18,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -422,17 +421,13 @@ def _members(found: Path, element: Any, root: Any, meta: Meta, wrong: list[Rejec
     unfit = 0
     for name, member in value.items():
         if 0 < len(name) <= NAME_CHARS:
-            if not _is_secret(name):
+            if not is_secret(name):
                 yield name, member
         else:
             unfit += 1
     if unfit:
         why = f"{found.text} has {unfit} members whose names are empty or longer than {NAME_CHARS} characters"
         wrong.append(Rejected("too_large", why))
-
-
-#: Names come again and again; none is longer than `NAME_CHARS`.
-_is_secret: Final = lru_cache(maxsize=8_192)(is_secret)
 
 
 def _parse(reading: Reading, name: str, said: str, meta: Meta, wrong: list[Rejected]) -> None:

@@ -235,7 +235,7 @@ def _series(head: str, devices: tuple[str, ...], channels: tuple[str, ...] | Non
         if "\\" in name or "\\" in value:
             name, value = _escaped.sub(r"\1", name), _escaped.sub(r"\1", value)
         _fits(name, "a tag's name")
-        if _is_secret(name):
+        if is_secret(name):
             continue
         if name in tags:
             raise RejectedError("undecodable", f"the tag {quoted(name)} is there twice")
@@ -250,9 +250,6 @@ def _series(head: str, devices: tuple[str, ...], channels: tuple[str, ...] | Non
         why = f"the channel of its tags has {len(channel)} characters, more than {NAME_CHARS}: name fewer as `channel`"
         raise RejectedError("too_large", why)
     return _Series(measurement, tags[device], channel, tags)
-
-
-_is_secret: Final = lru_cache(maxsize=_NAMES)(is_secret)
 
 
 def _marked(part: str) -> str:

@@ -25,7 +25,16 @@ class OddName:
         return ODD
 
 
-async def send_odd(servers: str, topic: str, partition: int, values: Sequence[bytes], odd: int, codec: int = 0) -> None:
+async def send_odd(
+    servers: str,
+    topic: str,
+    partition: int,
+    values: Sequence[bytes],
+    odd: int,
+    codec: int = 0,
+    *,
+    key: bytes | None = None,
+) -> None:
     """Produce one batch of records with a header each, of which the one at `odd` has an odd name."""
     producer = AIOKafkaProducer(bootstrap_servers=servers, enable_idempotence=False)
     await producer.start()
@@ -34,7 +43,7 @@ async def send_odd(servers: str, topic: str, partition: int, values: Sequence[by
         batch._builder = _DefaultRecordBatchBuilderPy(2, codec, 0, -1, -1, -1, 1 << 20)
         for place, value in enumerate(values):
             name = OddName() if place == odd else "name"
-            assert batch.append(timestamp=None, key=None, value=value, headers=[(name, b"content")])
+            assert batch.append(timestamp=None, key=key, value=value, headers=[(name, b"content")])
         await (await producer.send_batch(batch, topic, partition=partition))
     finally:
         await producer.stop()

@@ -273,6 +273,7 @@ async def test_a_feed_tells_how_many_there_are_and_where_from(kafka_servers: str
         await p.produce(name, b"E4FD45F654BE/1/1", None)
         points, telemetry = DataPoints(), Telemetry("decode")
         following = feed(p.settings, points, telemetry)
+        assert 'iotflow_registry_stale{stage="decode"} 1.0' in telemetry.render()[0].decode()
         task = asyncio.create_task(following.run())
         await following.read()
         task.cancel()
@@ -284,3 +285,4 @@ async def test_a_feed_tells_how_many_there_are_and_where_from(kafka_servers: str
         assert 'iotflow_registry_entries{source="topic",stage="decode"} 2.0' in text
         assert 'iotflow_registry_entries{source="file",stage="decode"} 0.0' in text
         assert 'iotflow_registry_refused_total{stage="decode"} 2.0' in text
+        assert 'iotflow_registry_stale{stage="decode"} 0.0' in text

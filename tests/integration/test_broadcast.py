@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from app import broadcast
 from app.broadcast import Broadcast
 from deploy.local.kafka import Kafka
+from tests.acceptance.test_odd_headers import send_odd
 from tests.lab.apps import unique, until
 
 Value = bytes | None
@@ -171,6 +172,18 @@ async def test_what_is_refused_is_said_once_and_nothing_stops(
         ("0/3", "'b\ufffd'", "it is bad"),
         ("0/5", "'c'", "it is bad"),
     ]
+
+
+async def test_header_names_that_are_not_utf8_are_passed(kafka_servers: str, topic: str) -> None:
+    """At the start and while it follows."""
+    known = Known()
+    await send_odd(kafka_servers, topic, 0, [b"1", b"2"], 0, key=b"a")
+    async with following(kafka_servers, topic, known) as found:
+        assert known.now == {b"a": b"2"}
+        await send_odd(kafka_servers, topic, 0, [b"1", b"2"], 1, key=b"b")
+        await write(kafka_servers, topic, (b"c", b"1"))
+        await holds(known, {b"a": b"2", b"b": b"2", b"c": b"1"})
+        assert not found.troubled
 
 
 async def test_a_partition_that_is_added_is_read_too(kafka_servers: str, topic: str) -> None:

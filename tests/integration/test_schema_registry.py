@@ -62,24 +62,33 @@ class Api:
         self.login = ""
         #: Answers that come first, each `(status, body)`.
         self.first: list[tuple[int, str]] = []
+        #: What is always answered to a path; None: nothing.
+        self.odd: dict[str, tuple[int, str] | None] = {}
         self.ids: dict[int, dict[str, Any]] = {}
         self.subjects: dict[tuple[str, int], dict[str, Any]] = {}
         self.app = web.Application()
+        self.app.router.add_get("/elsewhere", self._elsewhere)
         self.app.router.add_get("/base/schemas/ids/{number}", self._by_id)
         self.app.router.add_get("/base/subjects/{subject}/versions/{version}", self._by_subject)
 
     async def _by_id(self, request: web.Request) -> web.Response:
         found = self.ids.get(int(request.match_info["number"]))
-        return self._answer(request, found, 40403)
+        return await self._answer(request, found, 40403)
+
+    async def _elsewhere(self, request: web.Request) -> web.Response:
+        return await self._answer(request, {"schema": '"int"'}, 0)
 
     async def _by_subject(self, request: web.Request) -> web.Response:
         found = self.subjects.get((request.match_info["subject"], int(request.match_info["version"])))
-        return self._answer(request, found, 40401)
+        return await self._answer(request, found, 40401)
 
-    def _answer(self, request: web.Request, found: dict[str, Any] | None, code: int) -> web.Response:
+    async def _answer(self, request: web.Request, found: dict[str, Any] | None, code: int) -> web.Response:
         self.asked.append(request.raw_path)
-        if self.first:
-            status, body = self.first.pop(0)
+        odd = self.odd.get(request.path, self.first.pop(0) if self.first else (0, ""))
+        if odd is None:
+            await asyncio.Event().wait()
+        elif odd[0]:
+            status, body = odd
             return web.Response(status=status, text=body, headers={"Location": "/elsewhere"})
         said = request.headers.get("Authorization", "")
         if self.login and said != f"Basic {base64.b64encode(self.login.encode()).decode()}":
@@ -119,7 +128,8 @@ class Lab:
 
     async def start(self) -> None:
         self._server = TestServer(self.api.app, port=self.port)
-        await self._server.start_server()
+        # One that hangs must not hold up its end.
+        await self._server.start_server(shutdown_timeout=0.1)
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -127,7 +137,7 @@ class Lab:
 
     def source(self, **more: Any) -> SchemaSource:
         settings = SchemaRegistry(url=f"http://127.0.0.1:{self.port}/base/", **more)
-        return SchemaSource(Schemas(), schema_registry.place(settings), FAST, clock=lambda: self.now)
+        return SchemaSource(Schemas(), schema_registry.place(settings), FAST, pause=0.01, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -191,20 +201,60 @@ async def test_many_are_learnt_at_once(lab: Lab) -> None:
     assert all(source.schemas.as_json(frame(number, b"\x02")) == b"1" for number in range(100, 200))
 
 
-async def test_an_id_that_is_not_known_is_asked_for_once_a_minute(lab: Lab) -> None:
+async def test_an_id_that_is_not_known_is_asked_for_again_after_a_while(lab: Lab) -> None:
     source = lab.source()
     for _ in range(3):
         await source.fetch({9})
-    assert len(lab.api.asked) == 1
+    assert len(lab.api.asked) == 3
     assert source.schemas.wanted(frame(9, b"")) == 9
     assert reason(source.schemas, frame(9, b"\x02")) == "unknown_schema"
-    lab.api.ids[9] = {"schema": '"int"'}
-    lab.now = 59.9
+    lab.now = 9.9
     await source.fetch({9})
-    assert len(lab.api.asked) == 1
-    lab.now = 60.0
+    assert len(lab.api.asked) == 3
+    lab.now = 10.0
+    await source.fetch({9})
+    assert len(lab.api.asked) == 4
+    lab.api.ids[9] = {"schema": '"int"'}
+    lab.now = 20.0
     await source.fetch({9})
     assert source.schemas.as_json(frame(9, b"\x02")) == b"1"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_id_that_is_known_a_moment_later_refuses_nothing(lab: Lab, times: int) -> None:
+    """A registry's followers lag."""
+    lab.api.first = [(404, '{"error_code":40403}')] * times
+    source = lab.source()
+    await source.fetch({3})
+    assert source.schemas.as_json(frame(3, b"5")) == b"5"
+
+
+async def test_ids_that_somebody_makes_up_are_waited_for_once_in_a_while(lab: Lab) -> None:
+    source = lab.source()
+    await source.fetch({9})
+    await source.fetch(set(range(100, 150)))
+    assert len(lab.api.asked) == 3 + 50
+    lab.now = 5.0
+    await source.fetch({150})
+    lab.now = 10.0
+    await source.fetch({10})
+    assert len(lab.api.asked) == 3 + 51 + 3
+
+
+async def test_what_is_remembered_of_ids_is_bounded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_registry, "_REMEMBERED", 5)
+    lab.api.odd["/base/schemas/ids/9"] = (500, "")
+    source = lab.source()
+    await source.fetch({9})
+    for number in range(100, 105):
+        await source.fetch({number})
+    lab.api.asked.clear()
+    with pytest.raises(RejectedError, match="does not know schema 9"):
+        source.schemas.as_json(frame(9, b""))
+    await source.fetch({101, 102, 103, 104})
+    assert lab.api.asked == []
+    await source.fetch({9})
+    assert "/base/schemas/ids/9" in lab.api.asked
 
 
 async def test_a_reference_that_is_not_known_makes_its_schema_unknown(lab: Lab) -> None:
@@ -242,27 +292,167 @@ async def test_references_in_a_circle_end(lab: Lab) -> None:
         (200, "[" * 100_000),
     ],
 )
-async def test_any_other_answer_means_that_it_is_away(
+async def test_any_other_answer_to_all_means_that_it_is_away(
     lab: Lab, status: int, body: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever it says instead: no payload is refused for it, and it is told once what to do."""
     caplog.set_level(logging.INFO)
-    lab.api.first = [(status, body)] * 5
+    lab.api.first = [(status, body)] * 6
     source = lab.source()
     await source.fetch({1})
     assert source.schemas.as_json(frame(1, b"\x02\x04")) == b'{"a":{"to":{"x":1}},"b":{"x":2}}'
-    assert lab.api.asked[:6] == ["/base/schemas/ids/1"] * 6
+    assert lab.api.asked.count("/base/schemas/ids/1") >= 4
+    assert "/elsewhere" not in lab.api.asked
     assert told(caplog) == ["decoding waits for schemas", "schemas can be had again"]
     assert "SCHEMA_REGISTRY_" in remedy(caplog)
 
 
-async def test_it_may_go_away_between_a_schema_and_what_it_refers_to(lab: Lab) -> None:
+ODD = [
+    (500, '{"error_code":50001,"message":"corrupt"}'),
+    (404, '{"error_code":404,"message":"HTTP 404 Not Found"}'),
+    (403, '{"error_code":40301}'),
+    (302, ""),
+    (200, "{}"),
+    (200, '"' + "x" * (5 << 20)),
+    (200, msgspec.json.encode({"schema": '"int"', "x": "x" * (5 << 20)}).decode()),
+    None,
+]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:20])
+async def test_one_id_that_gets_no_answer_holds_up_nobody(
+    lab: Lab,
+    odd: tuple[int, str] | None,
+    warm: bool,  # noqa: FBT001  a case
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its payloads are refused and say what was answered; it is asked for again, once in a while."""
+    monkeypatch.setattr(schema_registry, "_TIMEOUT_S", 0.3)
+    lab.api.odd["/base/schemas/ids/8"] = odd
     source = lab.source()
-    lab.api.subjects["geo.Line", 1] = {}  # an answer without a schema in it
-    task = await waiting(source.fetch({1}), lambda: len(lab.api.asked) >= 6)
-    lab.api.fill()
+    if warm:
+        await source.fetch({3})
+    async with asyncio.timeout(20):
+        await source.fetch({8})
+        await source.fetch({8, 1})
+    assert lab.api.asked.count("/base/schemas/ids/8") == 3
+    assert source.schemas.wanted(frame(1, b"")) is None
+    said = f"answered {odd[0] if len(odd[1]) < 1 << 20 else 'more than'}" if odd is not None else "did not answer"
+    with pytest.raises(RejectedError, match=f"schema 8 cannot be had: .*/8 {said}") as caught:
+        source.schemas.as_json(frame(8, b"\x02"))
+    assert caught.value.rejected.reason == "unknown_schema"
+    assert told(caplog) == ["a schema cannot be had"]
+    lab.now = 59.9
+    await source.fetch({8})
+    assert lab.api.asked.count("/base/schemas/ids/8") == 3
+    lab.now = 60.0
+    await source.fetch({8})
+    assert lab.api.asked.count("/base/schemas/ids/8") == 4
+    assert told(caplog) == ["a schema cannot be had"]
+    lab.api.odd.clear()
+    lab.api.ids[8] = {"schema": '"int"'}
+    lab.now = 120.0
+    await source.fetch({8})
+    assert source.schemas.as_json(frame(8, b"\x02")) == b"1"
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, 2**31 - 2])
+async def test_the_largest_ids_hold_up_nobody_either(lab: Lab, number: int) -> None:
+    lab.api.odd[f"/base/schemas/ids/{number}"] = (500, "")
+    source = lab.source()
+    async with asyncio.timeout(20):
+        await source.fetch({number})
+    assert reason(source.schemas, frame(number, b"")) == "unknown_schema"
+
+
+async def test_when_no_id_can_be_had_that_could_before_all_are_waited_for(lab: Lab) -> None:
+    """Though the registry still says of ids that nobody has that it does not know them."""
+    source = lab.source()
+    await source.fetch({3})
+    lab.api.odd |= {f"/base/schemas/ids/{number}": (500, "") for number in (1, 2, 3)}
+    task = await waiting(source.fetch({1, 2}), lambda: len(lab.api.asked) >= 30)
+    lab.api.odd.clear()
+    await task
+    assert source.schemas.wanted(frame(1, b"")) is source.schemas.wanted(frame(2, b"")) is None
+
+
+async def test_an_outage_does_not_count_as_a_try(lab: Lab) -> None:
+    broken, works = (500, ""), (0, "")
+    lab.api.first = [broken, works, broken, works, broken, broken, broken, works]
+    source = lab.source()
+    await source.fetch({3})
+    assert source.schemas.wanted(frame(3, b"")) is None
+
+
+@pytest.mark.parametrize("status", [401, 429])
+async def test_some_answers_are_never_about_one_schema(lab: Lab, status: int) -> None:
+    lab.api.odd["/base/schemas/ids/1"] = (status, "")
+    source = lab.source()
+    task = await waiting(source.fetch({1}), lambda: len(lab.api.asked) >= 10)
+    lab.api.odd.clear()
     await task
     assert source.schemas.wanted(frame(1, b"")) is None
+
+
+async def test_a_registry_that_hangs_is_waited_for_and_each_trouble_is_told_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(schema_registry, "_TIMEOUT_S", 0.1)
+    paths = [f"/base/schemas/ids/{number}" for number in (1, 2**31 - 1)]
+    lab.api.odd = dict.fromkeys(paths, (500, ""))
+    source = lab.source()
+    task = await waiting(source.fetch({1}), lambda: len(lab.api.asked) >= 6)
+    assert told(caplog) == ["decoding waits for schemas"]
+    lab.api.odd = dict.fromkeys(paths)
+    await eventually(lambda: len(told(caplog)) == 2)
+    asked = len(lab.api.asked)
+    await eventually(lambda: len(lab.api.asked) >= asked + 4)
+    assert told(caplog) == ["decoding waits for schemas"] * 2
+    assert "did not answer within 0.1 s" in repr(vars(caplog.records[-1]))
+    lab.api.odd = {}
+    await task
+    assert source.schemas.wanted(frame(1, b"")) is None
+    assert told(caplog)[2:] == ["schemas can be had again"]
+
+
+async def test_a_redirect_is_not_followed(lab: Lab) -> None:
+    lab.api.odd["/base/schemas/ids/8"] = (302, "")
+    source = lab.source()
+    await source.fetch({8})
+    assert "/elsewhere" not in lab.api.asked
+    assert reason(source.schemas, frame(8, b"\x02")) == "unknown_schema"
+
+
+async def test_what_a_schema_refers_to_is_bounded(lab: Lab) -> None:
+    """In number, and in size."""
+
+    def refer(number: int, others: int, size: int) -> None:
+        named = [{"name": f"n{number}.{n}", "subject": f"s{number}.{n}", "version": 1} for n in range(others)]
+        lab.api.ids[number] = {"schema": '"int"', "references": named}
+        for n in range(others):
+            text = text_of({"type": "fixed", "name": f"n{number}.n{n}", "size": 1, "doc": "x" * size})
+            lab.api.subjects[f"s{number}.{n}", 1] = {"schema": text}
+
+    refer(20, 256, 1)
+    refer(21, 257, 1)
+    refer(22, 6, 1 << 20)
+    source = lab.source()
+    await source.fetch({20, 21, 22})
+    assert source.schemas.as_json(frame(20, b"\x02")) == b"1"
+    for number in (21, 22):
+        with pytest.raises(RejectedError, match="refers to more than 256 others, or than 4194304 bytes"):
+            source.schemas.as_json(frame(number, b"\x02"))
+
+
+async def test_an_answer_may_fail_between_a_schema_and_what_it_refers_to(lab: Lab) -> None:
+    source = lab.source()
+    lab.api.odd["/base/subjects/geo.Line/versions/1"] = (200, "{}")
+    await source.fetch({1})
+    with pytest.raises(RejectedError, match=r"geo\.Line/versions/1 answered 200, and not as"):
+        source.schemas.as_json(frame(1, b"\x02\x04"))
 
 
 async def test_a_registry_that_is_down_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -314,7 +504,7 @@ async def test_a_wrong_password_is_told_and_waited_for(lab: Lab, caplog: pytest.
 
 
 def of_directory(path: Path) -> SchemaSource:
-    return SchemaSource(Schemas(), schema_registry.place(SchemaRegistry(directory=path)), FAST)
+    return SchemaSource(Schemas(), schema_registry.place(SchemaRegistry(directory=path)), FAST, pause=0.01)
 
 
 async def test_files_are_schemas_by_their_names(tmp_path: Path) -> None:
@@ -330,14 +520,16 @@ async def test_files_are_schemas_by_their_names(tmp_path: Path) -> None:
     assert reason(source.schemas, frame(4, b"")) == "unknown_schema"
 
 
-async def test_a_file_that_cannot_be_read_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_file_that_cannot_be_read_holds_up_nobody(tmp_path: Path) -> None:
     (tmp_path / "1.avsc").mkdir()
+    (tmp_path / "2.avsc").write_bytes(b"\xff")
+    (tmp_path / "3.avsc").write_text('"int"')
     source = of_directory(tmp_path)
-    task = await waiting(source.fetch({1}), lambda: bool(told(caplog)))
-    (tmp_path / "1.avsc").rmdir()
-    (tmp_path / "1.avsc").write_text('"int"')
-    await task
-    assert source.schemas.as_json(frame(1, b"\x02")) == b"1"
+    await source.fetch({1, 2, 3})
+    assert source.schemas.as_json(frame(3, b"\x02")) == b"1"
+    for number in (1, 2):
+        with pytest.raises(RejectedError, match=rf"schema {number} cannot be had: .*/{number}\.avsc cannot be read"):
+            source.schemas.as_json(frame(number, b"\x02"))
 
 
 async def test_a_directory_that_is_gone_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from io import BytesIO
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -227,6 +228,40 @@ async def test_trouble_is_said_once_until_the_end_was_reached(broker: Broker, ca
         "a topic cannot be read; what is known of it is kept",
         "a topic is read again",
     ]
+
+
+async def test_it_is_told_when_trouble_begins_and_ends(broker: Broker) -> None:
+    """And when the topic has been read for the first time."""
+    seen: list[tuple[bool, bool]] = []
+    found = Broadcast({}, "t", lambda *_: None, after=lambda: seen.append((found.ready, found.troubled)))
+    broker.errors = [CorruptRecordException()] * 2
+    task = asyncio.create_task(found.run())
+    async with asyncio.timeout(5):
+        await found.read()
+        broker.errors = [CorruptRecordException()] * 2
+        while (True, True) not in seen or seen[-1] != (True, False):  # noqa: ASYNC110  nothing tells us when
+            await asyncio.sleep(0.002)
+    task.cancel()
+    await asyncio.wait({task})
+    changes = [now for before, now in pairwise([None, *seen]) if now != before]
+    assert changes == [(False, True), (True, False), (True, True), (True, False)]
+
+
+async def test_what_is_logged_of_a_refusal_is_short(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    broker.anew([(b"k" * 10_000, b"1")])
+
+    def apply(*_: object) -> None:
+        raise ValueError("why " * 10_000)
+
+    task = asyncio.create_task((found := Broadcast({}, "t", apply)).run())
+    async with asyncio.timeout(5):
+        await found.read()
+    task.cancel()
+    await asyncio.wait({task})
+    (record,) = (vars(each) for each in caplog.records)
+    assert len(record["error"]) == 1000
+    assert len(record["key"]) <= 60
+    assert "restart" in record["msg"]
 
 
 async def test_whatever_refuses_a_record_stops_nothing(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 from click.testing import CliRunner, Result
 
@@ -44,6 +45,25 @@ def test_check_as_json() -> None:
     assert len(json.loads(good.stdout)["notices"]) == 1
     assert json.loads(bad.stdout)["ok"] is False
     assert len(json.loads(bad.stdout)["problems"]) == 1
+
+
+def test_check_looks_into_the_registrys_file_and_for_the_schemas(tmp_path: Path) -> None:
+    """What would end a worker at its start is said here, each a line; a directory of schemas is enough."""
+    registry, inputs = tmp_path / "registry.yaml", tmp_path / "inputs.yaml"
+    registry.write_text('controllers: {"nowhere": {1/1: []}}')
+    inputs.write_text("topics: {plant: {dialect: telemetry, body: confluent}}")
+    env = {"IOTFLOW_REGISTRY": str(registry), "IOTFLOW_INPUTS": str(inputs)}
+    result = run("check", **env)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    first, second, third = result.stderr.splitlines()
+    assert first.startswith(f"{registry}: controllers.nowhere: ")
+    assert second.startswith(f"{registry}: controllers.nowhere.1/1.points: ")
+    assert "SCHEMA_REGISTRY_URL or SCHEMA_REGISTRY_DIR" in third
+
+    registry.write_text('controllers: {"*": {1/1: [{label: a, encoding: Int8}]}}')
+    result = run("check", **env, SCHEMA_REGISTRY_DIR=str(tmp_path))
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "ok")
 
 
 def test_show_says_where_values_come_from() -> None:

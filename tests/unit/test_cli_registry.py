@@ -1,6 +1,7 @@
 """`iotflow registry` without Kafka: what it says of files, what it would change, and how it fails."""
 
 import json
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def test_a_broker_that_is_away_is_said(good: str, arguments: tuple[str, ...]) ->
     assert "Kafka at 127.0.0.1:1 (PLAINTEXT) refuses connections" in done.stderr
 
 
+def test_a_broker_that_is_silent_is_given_up(good: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "SILENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = run("apply", good, env={"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{server.getsockname()[1]}"})
+    assert done.exit_code == 1
+    assert "Kafka at 127.0.0.1" in done.stderr
+
+
 def test_settings_that_are_wrong_are_said(good: str) -> None:
     done = run("apply", good, env={"IOTFLOW_REGISTRY_TOPIC": "a b"})
     assert done.exit_code == 1
@@ -120,6 +129,7 @@ def test_a_controller_that_is_none_is_said() -> None:
 def test_the_exit_codes_are_in_the_help() -> None:
     assert "Exits with" in run("apply", "--help").stdout
     assert "Exits with" in run("check", "--help").stdout
+    assert "1 when there are such records" in run("ls", "--help").stdout
 
 
 # -- what would change -------------------------------------------------------------------------------------------------

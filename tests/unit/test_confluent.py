@@ -72,11 +72,32 @@ def test_what_is_wanted_is_the_id_of_an_unknown_schema() -> None:
     schemas = knowing("AVRO", '"string"')
     assert schemas.wanted(b"\0\0\0\0\x07\x02a") is None
     assert schemas.wanted(b"\0\0\0\0\x08") == 8
-    assert schemas.wanted(b"\0\xff\xff\xff\xfe") == 2**32 - 2
+    assert schemas.wanted(b"\0\x7f\xff\xff\xff") == 2**31 - 1
     for payload in (b"", b"\0", b"\0\0\0\0", b"\1\0\0\0\x08", b'{"a":1}'):
         assert schemas.wanted(payload) is None
         assert refused(schemas, payload)[0] == "undecodable"
     assert refused(schemas, b"\0\0\0\0\x08") == ("unknown_schema", "the schema registry does not know schema 8")
+
+
+@pytest.mark.parametrize("head", [b"\x80\0\0\0", b"\xff\xff\xff\xff"])
+def test_an_id_that_no_registry_can_have_is_not_wanted(head: bytes) -> None:
+    schemas = knowing("AVRO", '"string"')
+    assert schemas.wanted(b"\0" + head) is None
+    reason, error = refused(schemas, b"\0" + head)
+    assert reason == "undecodable"
+    assert str(int.from_bytes(head, "big")) in error
+
+
+def test_a_schema_that_cannot_be_had_says_why_until_it_is_there() -> None:
+    schemas = knowing("JSON", "{}")
+    frame = b"\0\0\0\0\x08"
+    schemas.lack(8, "http://x answered 500")
+    assert refused(schemas, frame) == ("unknown_schema", "schema 8 cannot be had: http://x answered 500")
+    assert schemas.wanted(frame) == 8
+    schemas.lack(8, "")
+    assert refused(schemas, frame) == ("unknown_schema", "the schema registry does not know schema 8")
+    schemas.put(8, "JSON", "{}")
+    assert schemas.as_json(frame + b"5") == b"5"
 
 
 def test_json_stands_behind_the_frame_as_it_is() -> None:

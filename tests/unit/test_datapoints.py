@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from decimal import Decimal
 from pathlib import Path
@@ -477,10 +478,51 @@ def test_a_record_is_explained_like_a_file() -> None:
     assert caught.value.problems == ["*/1/1.points.0.length: Int16 has 2 bytes, not 3", "*/1/1.more: is not known here"]
 
 
-@pytest.mark.parametrize("value", [b"", b"{", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("value", [b"", b"{", b"\xff", b"[" * 60_000])
 def test_a_record_that_is_not_json(value: bytes) -> None:
     with pytest.raises(RegistryError, match="the value is not JSON"):
         datapoints.decode("*/1/1", value)
+
+
+@pytest.mark.parametrize(
+    ("said", "most"),
+    [
+        ([{"label": f"a{number}"} for number in range(3000)], 1),
+        ([{"label": "same", "encoding": "Int8"}] * 1000, 1),
+        ([{str(number): 0 for number in range(100)}] * 64, 21),
+        ({str(number): 0 for number in range(5000)}, 21),
+        ([{"x" * 60_000: 0}], 3),
+        ([{"label": "a", "encoding": "BooleanMap", "map": {f"x{number}": 0 for number in range(5000)}}], 1),
+        ([{"label": "a", "encoding": "BooleanMap", "map": {str(number): 0 for number in range(5000)}}], 21),
+    ],
+)
+def test_very_much_that_is_wrong_is_said_in_short(said: object, most: int) -> None:
+    value = json.dumps(said, separators=(",", ":")).encode()
+    assert len(value) < datapoints.MAX_VALUE_BYTES
+    found = explained(datapoints.decode, "*/1/1", value)
+    assert 1 <= len(found) <= most
+    assert all(line.startswith("*/1/1") and len(line) <= 400 for line in found)
+    if most > 20:
+        assert re.fullmatch(r"\*/1/1: and [0-9]{4} more", found[-1])
+
+
+def test_a_value_that_is_too_large_is_not_looked_at() -> None:
+    """In a file likewise: nobody would take the record that is made of it."""
+    most = datapoints.MAX_VALUE_BYTES
+    value = record("x") + b" " * (most - len(record("x")))
+    assert datapoints.decode("*/1/1", value) == datapoints.decode("*/1/1", record("x"))
+    for wrong in (value + b" ", b"no" * most):
+        (problem,) = explained(datapoints.decode, "*/1/1", wrong)
+        assert problem == f"*/1/1: the record's value has {len(wrong)} bytes, more than {most}"
+    (problem,) = problems(one(encoding="BooleanMap", length=8, map=dict.fromkeys(range(300), "x" * 256)))
+    assert problem.startswith("controllers.*.1/1: the record's value has ")
+
+
+def test_long_names_are_shortened_where_they_are_shown() -> None:
+    fine = [{"label": "x", "encoding": "Int8"}]
+    long = "x" * 100_000
+    for document in ({long: 1}, {"controllers": {long: {long: fine}}}, {"controllers": {"*": {"": fine, "/" * 9: []}}}):
+        assert all(len(problem) < 300 for problem in problems(document))
 
 
 def test_records_say_all_of_an_entry() -> None:
@@ -538,12 +580,14 @@ def test_the_topic_wins_until_it_takes_back() -> None:
         "e4fd45f654be/1/1": "topic",
         "e4fd45f654be/1/2": "file",
     }
+    assert registry.counts() == {"file": 1, "topic": 1}
     registry.put("e4fd45f654be/1/1", record("newer"))
     assert labels(registry, "e4fd45f654be", "1", "1") == ["newer"]
     registry.put("e4fd45f654be/1/1", None)
     assert labels(registry, "e4fd45f654be", "1", "1") == ["file"]
     registry.put("e4fd45f654be/1/1", None)
     assert len(registry) == len(registry.entries()) == 2
+    assert registry.counts() == {"file": 2, "topic": 0}
 
 
 def test_a_new_file_replaces_the_old_one() -> None:
@@ -556,6 +600,7 @@ def test_a_new_file_replaces_the_old_one() -> None:
     assert labels(registry, "e4fd45f654be", "1", "3") == ["new"]
     assert labels(registry, "e4fd45f654be", "3", "3") == ["topic"]
     assert len(registry) == 3
+    assert registry.counts() == {"file": 2, "topic": 1}
 
 
 @pytest.mark.parametrize(

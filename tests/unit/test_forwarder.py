@@ -507,16 +507,14 @@ async def test_a_schema_that_the_registry_does_not_know_makes_letters() -> None:
 
 @virtual
 async def test_a_drain_lets_go_of_what_waits_for_a_schema() -> None:
-    """At its deadline, with nothing queued at Kafka: that is no fault; the next generation waits and goes on."""
+    """At once, with nothing queued at Kafka: that is no fault; the next generation waits and goes on."""
     bench = Bench(registry=(registry := Registry()))
     bench.frame = b"\0\0\0\0\5"
     for _ in range(3):
         await bench.put("d")
     await asyncio.sleep(1)
-    bench.drain(5)
-    await asyncio.sleep(4.9)
-    assert bench.released == []
-    await asyncio.sleep(0.2)
+    bench.drain(1000)
+    await asyncio.sleep(0.1)
     assert set(bench.released) == set(bench.put_in)
     assert bench.forwarder.ready
     held = await bench.put("d", generation=2)
@@ -526,6 +524,47 @@ async def test_a_drain_lets_go_of_what_waits_for_a_schema() -> None:
     await asyncio.sleep(1)
     assert bench.acked == [held]
     assert bench.faults == []
+
+
+@virtual
+async def test_a_drain_lets_what_was_sent_be_acknowledged_before_it_lets_go_of_what_waits_for_a_schema() -> None:
+    """What is queued at Kafka has until the deadline, and no longer."""
+    for takes, faults in ((5.0, 0), (50.0, 1)):
+        bench = Bench(registry=Registry())
+        bench.frame = b"\0\0\0\0\5"
+        bench.forwarder.decoder._schemas.put(5, "JSON", "{}")  # type: ignore[union-attr]
+        bench.producer.taking = [takes]
+        sent = await bench.put("d")
+        bench.frame = b"\0\0\0\0\6"
+        waits = await bench.put("d")
+        await asyncio.sleep(1)
+        bench.drain(10)
+        await asyncio.sleep(3.9)
+        assert bench.acked == bench.released == []
+        await asyncio.sleep(0.2)
+        if not faults:
+            assert (bench.acked, bench.released) == ([sent], [waits])
+        await asyncio.sleep(6)
+        assert set(bench.acked + bench.released) == {sent, waits}
+        assert len(bench.faults) == faults
+
+
+@virtual
+async def test_a_schema_that_is_not_there_yet_does_not_trip_the_ceiling() -> None:
+    """The devices are not at fault, and neither are we."""
+    bench = Bench(Ceiling(window=10, devices=3), registry=(registry := Registry()))
+    registry.gate.set()
+    registry.unknown = {7}
+    bench.frame = b"\0\0\0\0\7"
+    await bench.put(*(f"d{index}" for index in range(20)))
+    await asyncio.sleep(1)
+    assert bench.telemetry.reasons == {"unknown_schema": 20}
+    assert bench.forwarder.ready
+    bench.frame = b"\0\xff\xff\xff\xff"
+    await bench.put(*(f"d{index}" for index in range(20)))
+    await asyncio.sleep(1)
+    assert bench.telemetry.reasons == {"unknown_schema": 20, "undecodable": 20}
+    assert not bench.forwarder.ready
 
 
 @virtual

@@ -17,6 +17,7 @@ from schemas import inputs
 from schemas.decoding import Decoder
 from schemas.dialects import Meta, Setup, generic
 from schemas.dialects.generic import EVERY, path
+from schemas.payload import is_secret
 from schemas.reading import RECEIVE_TIME, UNPARSABLE, Reading, Rejected
 
 RECEIVED_MS = 1_759_667_700_000
@@ -139,7 +140,7 @@ def test_a_wrong_path_says_where_it_is_wrong(written: str, error: str) -> None:
 
 
 steps = st.lists(
-    st.text(max_size=5).filter(lambda name: not generic._is_secret(name)) | st.integers(-3, 3), min_size=1, max_size=4
+    st.text(max_size=5).filter(lambda name: not is_secret(name)) | st.integers(-3, 3), min_size=1, max_size=4
 )
 
 

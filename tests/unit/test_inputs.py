@@ -146,6 +146,17 @@ def test_what_is_wrong_with_the_file_is_said(tmp_path: Path, text: str, says: st
     assert "IOTFLOW_INPUTS" in str(caught.value)
 
 
+def test_a_file_that_is_not_there_is_said_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"IOTFLOW_INPUTS": "/nowhere.yaml"})
+    assert caught.value.problems == ["IOTFLOW_INPUTS is '/nowhere.yaml': must be the path of a file that exists"]
+
+
+def test_a_topic_cannot_speak_what_nobody_has_said() -> None:
+    with pytest.raises(SettingsError, match=r"topic 'foo' has an unknown dialect '\?'"):
+        load({"KAFKA_RAW_TOPICS": "foo:?"})
+
+
 def test_yaml_that_is_no_yaml(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"\xff\xff\xff")

@@ -159,6 +159,16 @@ def test_what_decode_tells(records: int, readings: int, rejected: int, valid: in
     assert telemetry.value(t.FLAGS, "fire", "clamped") == 3
 
 
+@pytest.mark.parametrize("stale", [True, False])
+def test_what_the_registry_tells(stale: bool) -> None:  # noqa: FBT001
+    telemetry = Telemetry("decode")
+    telemetry.registry({"file": 2, "topic": 3}, 4, stale=stale)
+    assert sample(telemetry, "iotflow_registry_entries", stage="decode", source="file") == 2
+    assert sample(telemetry, "iotflow_registry_entries", stage="decode", source="topic") == 3
+    assert sample(telemetry, "iotflow_registry_refused_total", stage="decode") == 4
+    assert sample(telemetry, "iotflow_registry_stale", stage="decode") == stale
+
+
 def test_gauges() -> None:
     telemetry = store()
     telemetry.backpressure()
