@@ -200,8 +200,11 @@ class Decoder:
     def outcomes(self, record: Record) -> tuple[str, Sequence[Any]]:
         """A record's dialect, `''` when it is not known, and what the record holds in it; raises nothing."""
         headers, value = record.headers, record.value
-        speech = self._by_header.get((record.topic, headers[0])) if len(headers) == 1 else None
-        dialect = ""
+        speech, dialect = None, ""
+        if not headers:
+            speech = self._speeches.get(record.topic)
+        elif len(headers) == 1:
+            speech = self._by_header.get((record.topic, headers[0]))
         try:
             if speech is None:
                 speech = self._chosen(record)
@@ -210,7 +213,6 @@ class Decoder:
                 return dialect, [Rejected("empty", "the record has no value")]
             if speech.body:
                 value = bodies.plain(value, speech.body, self._schemas)
-            # A tuple as it is; anything lazy is made to fail here.
             meta = Meta(record.topic, record.key, headers, record.timestamp, speech.setup)
             outcomes: Sequence[Any] = tuple(speech.decode(value, meta))
         except RejectedError as error:
@@ -227,8 +229,6 @@ class Decoder:
         """How a record's payload is decoded: as its headers ask, else as its topic, else as its origin says."""
         topic, headers = record.topic, record.headers
         usual = self._speeches.get(topic)
-        if usual is not None and not headers:
-            return usual
         own = self._inputs.topics.get(topic)
         name, asked = self._asked(record), True
         if not name:

@@ -222,7 +222,9 @@ def speaker(name: str, policy: Policy | None = None, options: Mapping[str, Any] 
     finish = finisher(policy or policy_of(name))
 
     def speak(payload: bytes, meta: Meta) -> Outcomes:
-        return finish(tuple(decode(payload, meta)), meta.received_ms)
+        outcomes = decode(payload, meta)
+        # Anything lazy is made to fail here; a tuple is what it is.
+        return finish(outcomes if outcomes.__class__ is tuple else tuple(outcomes), meta.received_ms)
 
     return speak
 
