@@ -230,11 +230,11 @@ class Decoder:
         topic, headers = record.topic, record.headers
         usual = self._speeches.get(topic)
         own = self._inputs.topics.get(topic)
-        name, asked = self._asked(record), True
-        if not name:
+        asked = name = self._asked(record)
+        if not asked:
             if own is None:
                 raise self._unknown(f"nothing says which dialect {topic} speaks")
-            name, asked = (own.dialect, False) if own.dialect != AUTO else (self._by_origin(record), False)
+            name = own.dialect if own.dialect != AUTO else self._by_origin(record)
         body = bodies.named(headers, own.body if own is not None else "")
         if usual is not None and (name, body) == (usual.dialect, usual.body):
             found = usual

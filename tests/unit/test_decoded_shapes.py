@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,8 +14,8 @@ from schemas import wire
 from schemas.dialects import Meta, decoded, iot_gateway, setup_of, speaker
 from schemas.payload import is_secret
 from schemas.reading import FLAGS, UNPARSABLE, Reading, Rejected
+from tests.lab import drawn
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 AT = datetime(2023, 5, 25, 15, 13, 10, 543400, tzinfo=UTC)
 TOPIC = "cmnd/f2-e4fd45f654be/sensor-mode/1/sensor-1"
 META = Meta("decoded", None, [], 1_759_667_700_000, setup_of(decoded.POLICY))
@@ -28,22 +28,11 @@ PINS = ("pin", "pin_position")
 TOPICS = ("original_topic", "topic")
 
 names = st.text(min_size=1).filter(lambda text: not is_secret(text))
-values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-readings = st.builds(
-    Reading,
-    measurement=names,
-    device_id=names,
-    time=st.integers(0, 7_289_654_399_999_999).map(lambda micros: EPOCH + timedelta(microseconds=micros)),
-    values=st.dictionaries(names, values, min_size=1),
-    channel=st.text(),
-    units=st.dictionaries(names, st.text()),
-    tags=st.dictionaries(names, st.text()),
-    raw=st.dictionaries(names, values),
-    dialect=st.text(),
-    flags=st.lists(st.sampled_from(sorted(FLAGS))),
-)
+readings = drawn.readings(names, st.sampled_from(sorted(FLAGS)), 7_289_654_399_999_999)
 anything = st.recursive(
-    values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6
+    drawn.values,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -368,7 +357,7 @@ def test_any_reading_can_be_said(reading: Reading) -> None:
 
 
 @given(
-    value=values,
+    value=drawn.values,
     unit=st.sampled_from(["", "°C"]),
     channel=st.sampled_from(["", "sensor-mode//1", "sensor-mode/1/1", "unknown//x"]),
     number=st.integers(0, 2**48 - 1),

@@ -10,26 +10,12 @@ from hypothesis import strategies as st
 
 from schemas import wire
 from schemas.reading import Reading, RejectedError
+from tests.lab import drawn
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 AT = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
 SMALL = b'{"v":1,"measurement":"m","device_id":"d","time":"2025-10-05T12:34:56.123456Z","values":{"t":1.5}}'
 
-names = st.text(min_size=1)
-values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-readings = st.builds(
-    Reading,
-    measurement=names,
-    device_id=names,
-    time=st.integers(0, 7_289_654_400_000_000).map(lambda micros: EPOCH + timedelta(microseconds=micros)),
-    values=st.dictionaries(names, values, min_size=1),
-    channel=st.text(),
-    units=st.dictionaries(names, st.text()),
-    tags=st.dictionaries(names, st.text()),
-    raw=st.dictionaries(names, values),
-    dialect=st.text(),
-    flags=st.lists(st.text()),
-)
+readings = drawn.readings(st.text(min_size=1), st.text(), 7_289_654_400_000_000)
 
 
 @given(reading=readings)
@@ -119,7 +105,9 @@ def test_the_error_says_what_is_wrong(said: dict[str, object], why: str) -> None
 
 
 anything = st.recursive(
-    values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6
+    drawn.values,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
 )
 fields = st.sampled_from([*OLDER, "v", "measurement", "device_id", "time", "values", "pin", "topic", "unit", "raw"])
 
