@@ -129,6 +129,20 @@ def test_a_damaged_example_gives_an_answer(module: ModuleType, data: st.DataObje
     check(module, bytes(payload))
 
 
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_ten_megabytes_give_an_answer(module: ModuleType) -> None:
+    text, first = "x" * 10_000_000, module.EXAMPLES[0].payload
+    payloads = [text.encode(), b'"' * 10_000_000, first + text.encode(), b"[" * 10_000_000]
+    if module.MATCH.name in JSON:
+        said = msgspec.json.decode(first)
+        payloads += [msgspec.json.encode(said | {field: text}) for field in (*said, "more")]
+        payloads.append(msgspec.json.encode(said | {text: 1}))
+    for payload in payloads:
+        outcomes = decode(module, payload)
+        assert outcomes
+        assert all(len(outcome.error) < 1_000 for outcome in outcomes if isinstance(outcome, Rejected))
+
+
 @pytest.mark.parametrize("module", JSON.values(), ids=JSON)
 @pytest.mark.parametrize("name", ["api_key", "apiKey", "X-API-Key", "password", "db_password", "token", "secret"])
 @pytest.mark.parametrize("value", [HIDDEN, {"inner": HIDDEN}, [HIDDEN]], ids=["text", "object", "array"])
