@@ -16,6 +16,7 @@ from app.lenient import read_leniently
 from app.settings import Settings
 from schemas.reading import Reading
 from sinks import registry
+from sinks.base import Selection
 
 Place = tuple[str, str, str, Any]
 #: The first and the last offset of what a ledger has, by topic and partition.
@@ -81,7 +82,7 @@ async def store(sink: Any, path: Path, topic: str | None = None) -> Finding:
     start = min(reading.time for reading in wanted.values())
     end = max(reading.time for reading in wanted.values()) + timedelta(microseconds=1)
     begin = ledger.begin(path, topic) or end
-    async for reading in sink.scan(start=start, end=end):
+    async for reading in sink.scan(Selection(start=start, end=end)):
         expected = wanted.pop(_place(reading), None)
         if expected is None:
             # Somebody else's device is not this ledger's business; a second row of one of its own is.

@@ -82,11 +82,11 @@ class Demo:
         """Make a store's tables; what went wrong, in words that help, or ''."""
         module, settings = registry.load()[store], self.settings.sinks[store]
         try:
-            notes = await module.apply_schema(settings)
+            done = await module.apply_schema(settings, self.settings.types)
         except Exception as error:  # noqa: BLE001  the sink says what it means
             verdict = module.Sink(settings).classify(error)
             return getattr(verdict, "remedy", "") or f"{type(error).__name__}: {error}"
-        for note in notes:
+        for note in done.notes:
             self.console.print(f"{store}: {note}", style="dim", soft_wrap=True, markup=False)
         return ""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from aiokafka import errors
@@ -99,7 +99,7 @@ def wanted(settings: Settings) -> list[Topic]:
         }
         return Topic(name, topics.partitions, config, topics.replication, keyed)
 
-    registry = {
+    compacted = {
         "cleanup.policy": "compact",
         # So that what is outdated goes soon: all of it is read at each start.
         "min.cleanable.dirty.ratio": "0.1",
@@ -107,13 +107,19 @@ def wanted(settings: Settings) -> list[Topic]:
         "max.message.bytes": str(limit),
         **safe,
     }
+    metadata = {**compacted, "cleanup.policy": "compact,delete", "retention.ms": str(30 * _DAY_MS)}
     found = [
         *(topic(name, 7, limit) for name in topics.raw),
         topic(topics.decoded, 7, limit, keyed=True),
         topic(topics.decode_output, 7, limit, keyed=True),
         topic(topics.dead_letters, 30, limit + deadletter.OVERHEAD_BYTES),
+        Topic(topics.dead_letter_state, topics.partitions, compacted, topics.replication),
         # One partition: what is said of two keys has one order then, whoever's producer wrote it.
-        Topic(topics.registry, 1, registry, topics.replication, whole=True),
+        Topic(topics.registry, 1, compacted, topics.replication, whole=True),
+        Topic(topics.status, 1, compacted, topics.replication, whole=True),
+        replace(topic(topics.control, 1, limit), partitions=1, whole=True),
+        topic(topics.saved, 7, limit),
+        Topic(topics.storage_metadata, topics.partitions, metadata, topics.replication),
     ]
     return list({topic.name: topic for topic in found}.values())
 

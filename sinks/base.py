@@ -1,15 +1,15 @@
 """The contract between delivery and a destination. A sink writes and classifies; `sinks.delivery` does the rest."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.reading import Reading, Rejected
+from schemas.reading import Reading, Rejected, Value
 
 Payload = TypeVar("Payload")
 
@@ -77,9 +77,10 @@ class SinkSettings(BaseModel):
 class Sink(Protocol[Payload]):
     """A destination. Delivery calls one of the asynchronous methods at a time, and `close` in any case.
 
-    Made as `Sink(settings, types)`; beside it the module has `Settings` (whose `STAGE` begins with `store-`) and
-    `apply_schema(settings)`, which makes the tables. `write` must be idempotent on (measurement, device_id, channel,
-    metric, time), the last of a batch winning: what is delivered twice must change nothing.
+    Made as `Sink(settings, types)`; beside it the module has `Settings` (whose `STAGE` begins with `store-`),
+    `plan_schema(settings, types)` and `apply_schema(settings, types)`, both of which return a `SchemaPlan`. `write`
+    must be idempotent on (measurement, device_id, channel, metric, time), the last of a batch winning: what is
+    delivered twice must change nothing. Every sink is `Readable` too.
     """
 
     name: str
@@ -106,24 +107,127 @@ class Sink(Protocol[Payload]):
         """What an error of any other method means."""
 
 
+#: How far a group has come with a partition: (topic, partition) to (what must have been next until now, what is next
+#: from now on), as offsets. The first is None where the destination knows nothing of the partition yet.
+Progress = Mapping[tuple[str, int], tuple[int | None, int]]
+
+
+class FencedError(Exception):
+    """Raised by a `Transactional` sink: somebody else went on with the partition. Nothing was stored."""
+
+
+class Transactional(Protocol):
+    """What a sink has besides, that keeps a group's offsets in the transaction of its data: exactly once."""
+
+    async def offsets(self, group: str) -> Mapping[tuple[str, int], int]:
+        """The next offset of each partition that is known."""
+
+    async def write_at(self, payload: Any, group: str, progress: Progress) -> None:
+        """As `write`, and move the offsets in the same transaction; nothing to write is an empty batch.
+
+        Raises `FencedError` where an offset is not what it must have been until now.
+        """
+
+
+Function = Literal["count", "mean", "min", "max", "sum", "first", "last", "stddev"]
+#: What `aggregate` can compute. `stddev` is the sample's (n - 1), absent for a single value. Texts and booleans have
+#: `count`, `first` and `last` only; first and last are by time.
+FUNCTIONS: Final[tuple[Function, ...]] = get_args(Function)
+
+
+class Bucket(Struct, frozen=True):
+    """What a metric did in the span of time that begins at `start`; spans are aligned to the epoch, UTC."""
+
+    measurement: str
+    device_id: str
+    channel: str
+    metric: str
+    start: datetime
+    values: dict[str, Value]
+
+
+class Selection(Struct, frozen=True, kw_only=True):
+    """Which readings: None lets everything through; `channel` '' is the device itself.
+
+    `start` is inclusive and `end` exclusive, aware datetimes.
+    """
+
+    measurement: str | None = None
+    device_id: str | None = None
+    channel: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+EVERYTHING: Final = Selection()
+
+
 class Readable(Protocol):
-    """What tests, checks and exports read back."""
+    """Reading back: what the web, exports, migrations, checks and tests use, and nothing else. Needs `open`.
 
-    def scan(
+    Units, tags, raw and flags come back too.
+    """
+
+    def scan(self, where: Selection = EVERYTHING) -> AsyncIterator[Reading]:
+        """Every stored reading in (device, time, channel, measurement) order, in bounded memory."""
+
+    async def query(self, where: Selection = EVERYTHING, *, limit: int = 100, offset: int = 0) -> list[Reading]:
+        """A page of readings, newest first, those of one instant in (device, channel, measurement) order."""
+
+    async def latest(self, where: Selection) -> list[Reading]:
+        """The newest reading of each (device, channel, measurement), in that order."""
+
+    async def count(self, where: Selection = EVERYTHING, *, readings: bool = False) -> int:
+        """How many values (metrics of readings) are stored; with `readings`, how many readings."""
+
+    async def aggregate(
         self,
-        *,
-        measurement: str | None = None,
-        device_id: str | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-    ) -> AsyncIterator[Reading]:
-        """Every stored reading in (device, time) order, `start` inclusive, `end` exclusive."""
+        where: Selection,
+        every: timedelta,
+        functions: Sequence[Function] = ("count", "mean", "min", "max"),
+        metrics: Sequence[str] | None = None,
+    ) -> list[Bucket]:
+        """Buckets that hold a value, in (device, channel, measurement, metric, start) order; nulls do not count.
 
-    async def count(self) -> int:
-        """How many values (metrics of readings) are stored."""
+        `start` and `end` of `where` must be there; a bucket that they cut holds what lies between them. `metrics` None
+        is all of them.
+        """
+
+    async def delete(self, where: Selection) -> None:
+        """Delete what is selected of a device; that nothing is there is no error.
+
+        When it returns no reading method gives it any more. Raises `ValueError` where no device is named.
+        """
 
     def kept(self, reading: Reading) -> Reading | None:
         """What `scan` gives for a reading that was stored; None where nothing of it is kept."""
+
+
+class Change(Struct, frozen=True):
+    """One difference between a store and what it should be."""
+
+    #: The object in the store's own terms, as `table telemetry` or `TTL of root.iotflow`.
+    what: str
+    #: `refused` is what `apply` leaves alone, `detail` saying why and what a person can do; `foreign` is what stands
+    #: among ours and is not of our making: only drift reports it.
+    action: Literal["create", "change", "drop", "refused", "foreign"]
+    #: For a person, as `30 d -> 90 d`.
+    detail: str = ""
+
+
+class SchemaPlan(Struct, frozen=True):
+    """What `apply` would do to a store, or what it did."""
+
+    #: The server and its version, as `PostgreSQL 15.4, TimescaleDB 2.26.4`.
+    server: str
+    changes: Sequence[Change] = ()
+    #: What a person should know besides, as that an extension is missing.
+    notes: Sequence[str] = ()
+
+    @property
+    def pending(self) -> list[Change]:
+        """What `apply` would do."""
+        return [change for change in self.changes if change.action not in {"refused", "foreign"}]
 
 
 def unpaired(cert: Path | None, key: Path | None) -> list[str]:

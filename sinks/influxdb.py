@@ -23,11 +23,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr
 
 from schemas.reading import EXACT_INTEGER, Reading, Rejected, RejectedError, Value
 from sinks.base import (
+    EVERYTHING,
     Fatal,
     PartialWriteError,
     Prepared,
     Reject,
     Retry,
+    SchemaPlan,
+    Selection,
     SinkSettings,
     Verdict,
     integer_type,
@@ -396,19 +399,13 @@ class InfluxSink:
             if column != f"count_{META}"
         )
 
-    async def scan(
-        self,
-        *,
-        measurement: str | None = None,
-        device_id: str | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-    ) -> AsyncIterator[Reading]:
+    async def scan(self, where: Selection = EVERYTHING) -> AsyncIterator[Reading]:
         """Every stored reading in (device, time, channel, measurement) order; `start` inclusive, `end` exclusive.
 
         Device by device. Where a metric's type was changed between two of the server's shards, texts and booleans
         that share it with numbers are not seen.
         """
+        measurement, device_id, start, end = where.measurement, where.device_id, where.start, where.end
         places: dict[str, list[str]] = {}
         asked = {} if device_id is None else {"device": _stored(device_id)}
         for series in await self._select(f"{_DEVICES} WHERE {DEVICE} = $device" if asked else _DEVICES, **asked):
@@ -417,9 +414,9 @@ class InfluxSink:
                     places.setdefault(device, []).append(series["name"])
         since = f" AND time >= {_nanoseconds(start)}" if start else ""
         until = f" AND time < {_nanoseconds(end)}" if end else ""
-        where = f"WHERE {DEVICE} = $device{since}{until} GROUP BY *"
+        selected = f"WHERE {DEVICE} = $device{since}{until} GROUP BY *"
         for device in sorted(places, key=_original):
-            queries = [f"SELECT *::field FROM {_quoted(name)} {where}" for name in places[device]]  # noqa: S608
+            queries = [f"SELECT *::field FROM {_quoted(name)} {selected}" for name in places[device]]  # noqa: S608
             found = await self._select(";".join(queries), device=device)
             for reading in heapq.merge(*map(_readings, found), key=attrgetter("time", "channel", "measurement")):
                 yield reading
@@ -521,7 +518,7 @@ def _classify_answer(answer: AnswerError, settings: Settings) -> Verdict:
     return Retry(str(answer), after_s=min(float(after), _PATIENCE_S) if after.isdecimal() else None)
 
 
-async def apply_schema(settings: Settings) -> list[str]:
+async def _apply(settings: Settings) -> list[str]:
     """Make the bucket, unless it is there; returns what to tell the user.
 
     May be run again. Raises what `InfluxSink.classify` knows.
@@ -548,6 +545,11 @@ async def apply_schema(settings: Settings) -> list[str]:
         await sink.close()
     kept = f"{settings.retention_days} d" if settings.retention_days else "for ever"
     return [f"{settings.bucket}: bucket that keeps its points {kept}"]
+
+
+async def apply_schema(settings: Settings, types: Mapping[str, str] | None = None) -> SchemaPlan:  # noqa: ARG001
+    """Make what is missing; returns what to tell the user. May be run again. Raises what the sink's classify knows."""
+    return SchemaPlan("", notes=await _apply(settings))
 
 
 _BUCKETS: Final = "/api/v2/buckets"

@@ -1,22 +1,83 @@
-"""`iotflow schema`."""
+"""`iotflow schema`: what the stores' schemas should be, what differs, and putting it right."""
+
+from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sinks.base import Change, SchemaPlan
+
+_CHANGES: Final = 2
+_FAILED: Final = 1
+_STYLES: Final = {"create": "green", "change": "yellow", "drop": "bold yellow", "refused": "bold red", "foreign": "dim"}
+_DONE: Final = {"create": "created", "change": "changed", "drop": "dropped"}
+
+
+def _options(function: Callable[..., None]) -> Callable[..., None]:
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+    store = click.option(
+        "--store", "stores", multiple=True, help="Only this store; may be repeated.  [default: STORES]"
+    )
+    return store(as_json(function))
 
 
 @click.group()
 def command() -> None:
-    """Make the tables that the stores need."""
+    """Compare the stores' schemas with the configuration, make and change them.
+
+    Tables, hypertables, columns, indexes, views, policies; databases, TTLs and rights; buckets and retention.
+    """
 
 
 @command.command()
-@click.option("--store", "stores", multiple=True, help="Only this store; may be repeated.  [default: STORES]")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def apply(stores: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  a flag
-    """Create what is missing; may be run again at any time. Exits 1 when a store cannot be reached or refuses."""
+@_options
+def plan(stores: tuple[str, ...], *, as_json: bool) -> None:
+    """Show what `apply` would do.
+
+    Exits with 0 when there is nothing to do, 2 when something would change, 1 when something is refused or failed.
+    """
+    found, errors = _each("plan_schema", stores)
+    _show(found, errors, as_json=as_json)
+    pending = any(each.pending for each in found.values())
+    refused = any(change.action == "refused" for each in found.values() for change in each.changes)
+    sys.exit(_FAILED if errors or refused else _CHANGES if pending else 0)
+
+
+@command.command()
+@_options
+def apply(stores: tuple[str, ...], *, as_json: bool) -> None:
+    """Make what is missing and change what differs; may be run again at any time.
+
+    Nothing that holds data is ever dropped. Exits with 0 when all is as it should be, 1 when something is refused (the
+    rest is done), or a store cannot be reached.
+    """
+    found, errors = _each("apply_schema", stores)
+    _show(found, errors, as_json=as_json, done=True)
+    refused = any(change.action == "refused" for each in found.values() for change in each.changes)
+    sys.exit(_FAILED if errors or refused else 0)
+
+
+@command.command()
+@_options
+def drift(stores: tuple[str, ...], *, as_json: bool) -> None:
+    """Show how the live stores differ from the configuration, what `apply` leaves alone included.
+
+    Exits with 0 when nothing differs, 2 when something does, 1 when a store cannot be reached.
+    """
+    found, errors = _each("drift", stores)
+    _show(found, errors, as_json=as_json)
+    sys.exit(_FAILED if errors else _CHANGES if any(each.changes for each in found.values()) else 0)
+
+
+def _each(work: str, stores: Sequence[str]) -> tuple[dict[str, SchemaPlan], dict[str, str]]:
+    """What a function of the sinks' modules says for each store, or what went wrong."""
     from app.settings import SettingsError, load
     from sinks import registry
 
@@ -27,19 +88,53 @@ def apply(stores: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  a fl
     unknown = set(stores) - set(registry.load())
     if unknown:
         raise click.BadParameter(f"no store is called {unknown.pop()!r}; there are: {', '.join(registry.load())}")
-    outcome: dict[str, dict[str, object]] = {}
+    found: dict[str, SchemaPlan] = {}
+    errors: dict[str, str] = {}
     for name in stores or settings.stores:
         module = registry.load()[name]
         try:
-            notes = asyncio.run(module.apply_schema(settings.sinks[name]))
-            outcome[name] = {"ok": True, "notes": notes}
+            found[name] = asyncio.run(getattr(module, work)(settings.sinks[name], settings.types))
         except Exception as error:  # noqa: BLE001  the sink says what it means
             verdict = module.Sink(settings.sinks[name]).classify(error)
-            outcome[name] = {"ok": False, "error": getattr(verdict, "remedy", None) or str(error)}
+            errors[name] = getattr(verdict, "remedy", None) or str(error) or type(error).__name__
+    return found, errors
+
+
+def _show(found: Mapping[str, SchemaPlan], errors: Mapping[str, str], *, as_json: bool, done: bool = False) -> None:
     if as_json:
-        click.echo(json.dumps(outcome))
-    else:
-        for name, found in outcome.items():
-            for note in found.get("notes", [found.get("error")]):  # type: ignore[attr-defined]
-                click.echo(f"{name}: {note}", err=not found["ok"])
-    sys.exit(0 if all(found["ok"] for found in outcome.values()) else 1)
+        shown: dict[str, Any] = {name: {"ok": True, **_as_object(each)} for name, each in found.items()}
+        shown |= {name: {"ok": False, "error": error} for name, error in errors.items()}
+        click.echo(json.dumps(shown, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for name, each in found.items():
+        # Text, not markup: names may hold brackets.
+        console.print(Text(f"{name}: {each.server}" if each.server else name, style="bold"))
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for column in ("what", "action", "detail"):
+            table.add_column(column, overflow="fold")
+        for change in each.changes:
+            table.add_row(Text(change.what), _word(change, done=done), Text(change.detail))
+        if each.changes:
+            console.print(table)
+        else:
+            console.print(Text("nothing to do" if not done else "as it should be", style="dim"))
+        for note in each.notes:
+            console.print(Text(note, style="dim"))
+    for name, error in errors.items():
+        click.echo(f"{name}: {error}", err=True)
+
+
+def _word(change: Change, *, done: bool) -> Any:
+    from rich.text import Text
+
+    return Text(_DONE.get(change.action, change.action) if done else change.action, style=_STYLES[change.action])
+
+
+def _as_object(plan: SchemaPlan) -> dict[str, Any]:
+    changes = [{"what": each.what, "action": each.action, "detail": each.detail} for each in plan.changes]
+    return {"server": plan.server, "changes": changes, "notes": list(plan.notes)}

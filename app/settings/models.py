@@ -137,7 +137,18 @@ class Topics(Part):
         json_schema_extra={"default": "as KAFKA_INPUT_TOPIC"},
     )
     dead_letters: Name = setting("iotflow.dead_letters", "IOTFLOW_DEAD_LETTER_TOPIC", text="where dead letters go")
+    dead_letter_state: Name = setting(
+        "iotflow.dead_letter_state", "IOTFLOW_DEAD_LETTER_STATE_TOPIC", text="what became of dead letters"
+    )
     registry: Name = setting("iotflow.registry", "IOTFLOW_REGISTRY_TOPIC", text="the data points' own topic")
+    control: Name = setting("iotflow.control", "IOTFLOW_CONTROL_TOPIC", text="what commands ask of the stages")
+    status: Name = setting("iotflow.status", "IOTFLOW_STATUS_TOPIC", text="what the stages say of themselves")
+    storage_metadata: Name = setting(
+        "iotflow.storage_metadata", "IOTFLOW_STORAGE_METADATA_TOPIC", text="what was stored, summed up by interval"
+    )
+    saved: Name = setting(
+        "datalake.sensorDataSaved", "IOTFLOW_SAVED_TOPIC", text="an event for each batch that was stored"
+    )
     partitions: int = setting(
         4, "IOTFLOW_PARTITIONS", text="partitions of a topic that iotflow creates; never changed after", ge=1, le=10_000
     )
@@ -155,7 +166,15 @@ class Topics(Part):
             if topic in self.raw
         ]
         written |= dict.fromkeys(self.raw, "raw")
-        for own, what in (("dead_letters", "dead letters"), ("registry", "the registry")):
+        for own, what in (
+            ("dead_letters", "dead letters"),
+            ("dead_letter_state", "their state"),
+            ("registry", "the registry"),
+            ("control", "commands"),
+            ("status", "the stages' status"),
+            ("storage_metadata", "the bookkeeping"),
+            ("saved", "what was stored"),
+        ):
             name = getattr(self, own)
             if field := written.get(name):
                 flaws.append(f"`{own}` and `{field}` both name {name!r}: give {what} a topic of their own")

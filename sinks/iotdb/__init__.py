@@ -21,7 +21,18 @@ from msgspec.structs import replace
 from pydantic import AliasChoices, ConfigDict, Field, FilePath, SecretStr, model_validator
 
 from schemas.reading import Reading, Rejected, RejectedError
-from sinks.base import Fatal, Prepared, Reject, Retry, SinkSettings, Verdict, unpaired
+from sinks.base import (
+    EVERYTHING,
+    Fatal,
+    Prepared,
+    Reject,
+    Retry,
+    SchemaPlan,
+    Selection,
+    SinkSettings,
+    Verdict,
+    unpaired,
+)
 from sinks.iotdb.mapping import (
     Columns,
     Row,
@@ -286,15 +297,9 @@ class IoTDBSink:
             total += sum(row[place] or 0 for row in rows for place in counted)
         return total
 
-    async def scan(
-        self,
-        *,
-        measurement: str | None = None,
-        device_id: str | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-    ) -> AsyncIterator[Reading]:
+    async def scan(self, where: Selection = EVERYTHING) -> AsyncIterator[Reading]:
         """Every stored reading in (device, time, channel, measurement) order; `start` inclusive, `end` exclusive."""
+        measurement, device_id, start, end = where.measurement, where.device_id, where.start, where.end
         settings = self.settings
         depth = settings.database.count(".") + 1
         found: list[tuple[str, str, str]] = []
@@ -428,7 +433,7 @@ def address(settings: Settings) -> Address:
     )
 
 
-async def apply_schema(settings: Settings) -> list[str]:
+async def _apply(settings: Settings) -> list[str]:
     """Make the database; returns what to tell the user. May be run again. Raises what `IoTDBSink.classify` knows."""
     link = Link(address(settings))
     try:
@@ -442,6 +447,11 @@ async def apply_schema(settings: Settings) -> list[str]:
         return [f"{settings.database}: database that counts {link.precision}{coarse}"]
     finally:
         link.close()
+
+
+async def apply_schema(settings: Settings, types: Mapping[str, str] | None = None) -> SchemaPlan:  # noqa: ARG001
+    """Make what is missing; returns what to tell the user. May be run again. Raises what the sink's classify knows."""
+    return SchemaPlan("", notes=await _apply(settings))
 
 
 #: What the registry of sinks makes one with.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from schemas.reading import Reading
-from sinks.base import PartialWriteError, Reject, Retry
+from sinks.base import PartialWriteError, Reject, Retry, Selection
 from tests.lab.stores import StoreLab
 
 T0 = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
@@ -62,7 +62,7 @@ async def write(sink: Any, readings: list[Reading]) -> Any:
 
 async def stored(sink: Any, **how: Any) -> list[Reading]:
     """All that is in the store."""
-    return [found async for found in sink.scan(**how)]
+    return [found async for found in sink.scan(Selection(**how))]
 
 
 def by_place(readings: list[Reading]) -> list[Reading]:

@@ -15,7 +15,7 @@ from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 from app.settings import load
 from schemas.reading import Reading
 from sinks import influxdb
-from sinks.base import Fatal, PartialWriteError, Reject
+from sinks.base import Fatal, PartialWriteError, Reject, Selection
 from tests.lab.stores import StoreLab
 
 pytestmark = pytest.mark.parametrize("lab", ["influxdb"], indirect=True)
@@ -37,7 +37,7 @@ def reading(device: str = "dev-1", at: int = 0, **more: Any) -> Reading:
 
 
 async def stored(sink: Any, **how: Any) -> list[Reading]:
-    return [found async for found in sink.scan(**how)]
+    return [found async for found in sink.scan(Selection(**how))]
 
 
 async def round_trip(sink: Any, readings: list[Reading]) -> None:
@@ -166,7 +166,7 @@ async def test_a_line_that_the_server_cannot_parse_is_named(sink: Any) -> None:
 async def test_what_is_older_than_the_retention_is_a_reject(lab: StoreLab) -> None:
     """In the server's words."""
     changes = {"INFLUXDB_RETENTION_DAYS": "1"}
-    notes = await influxdb.apply_schema(load({**lab.env, **changes}).sinks["influxdb"])  # type: ignore[arg-type]
+    notes = (await influxdb.apply_schema(load({**lab.env, **changes}).sinks["influxdb"])).notes  # type: ignore[arg-type]
     assert "1 d" in notes[0]
     async with lab.opened() as sink:
         with pytest.raises(influxdb.AnswerError) as error:

@@ -14,7 +14,7 @@ from deploy.local.files import default_cache
 from deploy.local.iotdb import IoTDB
 from schemas.reading import Reading
 from sinks import registry
-from sinks.base import Fatal, Retry
+from sinks.base import Fatal, Retry, Selection
 from tests.lab.certificates import Certificates
 
 PORTS = {role: 30_700 + number for number, role in enumerate(IoTDB.preferred)}
@@ -87,10 +87,10 @@ async def test_tls_compact_protocol_and_milliseconds(server: dict[str, str], cer
     await made.probe()
     await made.write(made.prepare(batch).payload)
 
-    assert [made.kept(batch[1]), made.kept(batch[2])] == [found async for found in made.scan(device_id="d")]
-    assert [made.kept(batch[2])] == [found async for found in made.scan(device_id="d", start=instants[1])]
+    assert [made.kept(batch[1]), made.kept(batch[2])] == [found async for found in made.scan(Selection(device_id="d"))]
+    assert [made.kept(batch[2])] == [found async for found in made.scan(Selection(device_id="d", start=instants[1]))]
     assert made.collisions == 1
-    notes = await module().apply_schema(made.settings)
+    notes = (await module().apply_schema(made.settings)).notes
     assert "timestamp_precision=us" in notes[0]
     await made.close()
 

@@ -95,6 +95,11 @@ class Pipeline:
             "KAFKA_INPUT_TOPIC": f"{name}-decoded",
             "IOTFLOW_DEAD_LETTER_TOPIC": f"{name}-dead",
             "IOTFLOW_REGISTRY_TOPIC": f"{name}-registry",
+            "IOTFLOW_DEAD_LETTER_STATE_TOPIC": f"{name}-dead-state",
+            "IOTFLOW_CONTROL_TOPIC": f"{name}-control",
+            "IOTFLOW_STATUS_TOPIC": f"{name}-status",
+            "IOTFLOW_STORAGE_METADATA_TOPIC": f"{name}-metadata",
+            "IOTFLOW_SAVED_TOPIC": f"{name}-saved",
             "IOTFLOW_APP_PREFIX": name,
             "IOTFLOW_DATA_DIR": str(folder / "data"),
             "IOTFLOW_WEB_BIND": "127.0.0.1",
@@ -112,7 +117,7 @@ class Pipeline:
         async with kafka.admin(self.settings) as admin:
             await topics.apply(admin, await topics.plan(admin, topics.wanted(self.settings)))
         for name in self.settings.stores if self._stores else ():
-            await registry.load()[name].apply_schema(self.settings.sinks[name])
+            await registry.load()[name].apply_schema(self.settings.sinks[name], self.settings.types)
         return self
 
     async def __aexit__(self, kind: type | None, *_: object) -> None:

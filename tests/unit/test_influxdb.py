@@ -357,7 +357,7 @@ async def test_version_3_has_another_scheme_and_calls_a_probe_empty(server: Serv
     await sink.close()
 
     assert server.seen[0][1]["Authorization"] == "Bearer sesame"
-    assert "first written to" in (await influxdb.apply_schema(sink.settings))[0]
+    assert "first written to" in (await influxdb.apply_schema(sink.settings)).notes[0]
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,21 @@ def test_every_topic_of_the_settings_is_wanted() -> None:
         decoded="in",
         decode_output="out",
         dead_letters="dead",
+        dead_letter_state="state",
         registry="registry",
+        control="control",
+        status="status",
+        storage_metadata="metadata",
+        saved="saved",
         partitions=6,
         max_message_bytes=2_000_000,
     )
     found = {topic.name: topic for topic in wanted(Settings(topics=topics))}
-    assert set(found) == {"a", "b", "in", "out", "dead", "registry"}
-    assert {topic.partitions for name, topic in found.items() if name != "registry"} == {6}
+    broadcast = {"registry", "control", "status"}
+    assert set(found) == {"a", "b", "in", "out", "dead", "state", "metadata", "saved", *broadcast}
+    # What every process reads whole has one partition: what is said of two keys has one order then.
+    assert {topic.partitions for name, topic in found.items() if name in broadcast} == {1}
+    assert {topic.partitions for name, topic in found.items() if name not in broadcast} == {6}
     assert {name for name, topic in found.items() if topic.keyed} == {"in", "out"}
     week = {"cleanup.policy": "delete", "retention.ms": str(7 * DAY_MS), "max.message.bytes": "2000000"}
     assert all(found[name].config == week for name in ("a", "b", "in", "out"))
@@ -44,18 +52,26 @@ def test_every_topic_of_the_settings_is_wanted() -> None:
     month = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS), "max.message.bytes": str(2_000_000 + 65_536)}
     assert found["dead"].config == month
     # Every process reads all of it at each start: in one order, and without what is long outdated.
-    assert found["registry"].partitions == 1
-    assert found["registry"].config == {
+    compacted = {
         "cleanup.policy": "compact",
         "min.cleanable.dirty.ratio": "0.1",
         "segment.ms": "600000",
         "max.message.bytes": "2000000",
     }
+    assert all(found[name].config == compacted for name in ("registry", "status", "state"))
+    # Its newest word on an interval, for a month.
+    assert found["metadata"].config == {
+        **compacted,
+        "cleanup.policy": "compact,delete",
+        "retention.ms": str(30 * DAY_MS),
+    }
+    assert found["control"].config["retention.ms"] == str(DAY_MS)
 
 
 def test_a_topic_named_twice_is_wanted_once() -> None:
     names = [topic.name for topic in wanted(Settings())]
-    assert names == ["raw_iot_data", "decoded_iot_data", "iotflow.dead_letters", "iotflow.registry"]
+    assert len(names) == len(set(names))
+    assert names[:3] == ["raw_iot_data", "decoded_iot_data", "iotflow.dead_letters"]
 
 
 @pytest.mark.parametrize(("replicas", "in_sync"), [(1, None), (2, None), (3, "2"), (5, "2")])

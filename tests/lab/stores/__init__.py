@@ -54,9 +54,9 @@ class StoreLab(ABC):
         finally:
             await sink.close()
 
-    async def apply_schema(self) -> None:
+    async def apply_schema(self, types: Mapping[str, str] | None = None) -> None:
         """What `iotflow schema apply` does."""
-        await registry.load()[self.name].apply_schema(load(self.env).sinks[self.name])
+        await registry.load()[self.name].apply_schema(load(self.env).sinks[self.name], types or {})
 
     @abstractmethod
     async def make(self) -> dict[str, str]:

@@ -18,7 +18,20 @@ import msgspec
 from pydantic import AliasChoices, ConfigDict, Field, FilePath, SecretStr, model_validator
 
 from schemas.reading import EXACT_INTEGER, Reading, Rejected, RejectedError, Value
-from sinks.base import Fatal, Prepared, Reject, Retry, SinkSettings, Verdict, integer_type, out_of_type, unpaired
+from sinks.base import (
+    EVERYTHING,
+    Fatal,
+    Prepared,
+    Reject,
+    Retry,
+    SchemaPlan,
+    Selection,
+    SinkSettings,
+    Verdict,
+    integer_type,
+    out_of_type,
+    unpaired,
+)
 
 
 class Settings(SinkSettings):
@@ -303,15 +316,9 @@ class TimescaleSink:
         """How many values are stored."""
         return int(await self._connected().fetchval(f"SELECT count(*) FROM {TABLE}"))  # noqa: S608  our own name
 
-    async def scan(
-        self,
-        *,
-        measurement: str | None = None,
-        device_id: str | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-    ) -> AsyncIterator[Reading]:
+    async def scan(self, where: Selection = EVERYTHING) -> AsyncIterator[Reading]:
         """Every stored reading in (device, time, channel, measurement) order; `start` inclusive, `end` exclusive."""
+        measurement, device_id, start, end = where.measurement, where.device_id, where.start, where.end
         query = (
             f"SELECT {', '.join(_COPY_COLUMNS)} FROM {TABLE} "  # noqa: S608  our own names
             "WHERE ($1::text IS NULL OR measurement = $1) AND ($2::text IS NULL OR device_id = $2) "
@@ -492,7 +499,7 @@ async def _init(connection: asyncpg.Connection) -> None:
     await connection.execute(_STAGING)
 
 
-async def apply_schema(settings: Settings) -> list[str]:
+async def _apply(settings: Settings) -> list[str]:
     """Make the table, its indexes and, where the extension is there, the hypertable; returns what to tell the user.
 
     May be run again. Raises what `TimescaleSink.classify` knows.
@@ -517,6 +524,11 @@ async def apply_schema(settings: Settings) -> list[str]:
         return [f"{TABLE}: hypertable, chunks of {settings.chunk_interval}"]
     finally:
         await connection.close()
+
+
+async def apply_schema(settings: Settings, types: Mapping[str, str] | None = None) -> SchemaPlan:  # noqa: ARG001
+    """Make what is missing; returns what to tell the user. May be run again. Raises what the sink's classify knows."""
+    return SchemaPlan("", notes=await _apply(settings))
 
 
 #: What the registry of sinks makes one with.
