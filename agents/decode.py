@@ -49,7 +49,10 @@ class Telemetry(Protocol):
         """Readings were decoded that have a flag."""
 
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
-        """The ceiling tripped."""
+        """The ceiling tripped or was reset."""
+
+    def stopped(self, stopped: bool) -> None:  # noqa: FBT001  a gauge's value
+        """Intake was stopped, or goes on."""
 
 
 class CannotWithdrawError(RuntimeError):
@@ -86,7 +89,10 @@ class Forwarder:
         self._fetching = False
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._tasks: dict[asyncio.Task[bool], Held] = {}
+        #: Intake was stopped by somebody, until `resume`.
+        self.stopped = False
+        self._resumed = asyncio.Event()
         self._sending = 0
         self._handover = Handover(self._release)
 
@@ -111,12 +117,12 @@ class Forwarder:
             held.release()
             return
         task = asyncio.create_task(self._forward(held))
-        self._tasks.add(task)
+        self._tasks[task] = held
         task.add_done_callback(partial(self._done, held))
 
     def _done(self, held: Held, task: asyncio.Task[bool]) -> None:
         # Not in `_forward` itself: a task that is cancelled before its first step runs none of its code.
-        self._tasks.discard(task)
+        del self._tasks[task]
         if task.cancelled() or not task.result():
             held.release()
         self._slots.release()
@@ -126,7 +132,7 @@ class Forwarder:
     @property
     def ready(self) -> bool:
         """Whether what is put now will be handled."""
-        return not self.ceiling.tripped and not self._fetching
+        return not self.ceiling.tripped and not self.stopped and not self._fetching
 
     #: What is away while `state` is open: a registry, or a directory.
     waits_for = "the source of schemas"
@@ -138,8 +144,29 @@ class Forwarder:
 
     def drain(self, deadline: float) -> None:
         """Finish what is held by `deadline` (of `time.monotonic`) and let the rest go. Returns at once."""
-        self._handover.start(time.monotonic() if self.ceiling.tripped else deadline)
+        self._handover.start(time.monotonic() if self.ceiling.tripped or self.stopped else deadline)
         self._hurry()
+
+    def stop_intake(self) -> None:
+        """Decode no more until `resume`; what Kafka was given is finished. Ends with the process."""
+        self.stopped = True
+        self.telemetry.stopped(True)
+        log.warning("intake is stopped, as asked")
+
+    def resume(self) -> None:
+        """Go on after `stop_intake`, or after the ceiling tripped."""
+        self.stopped = False
+        self.telemetry.stopped(False)
+        self.ceiling.reset()
+        self.telemetry.ceiling(False)
+        self._resumed.set()
+
+    async def flush(self) -> int:
+        """The number of records held now, when each of them is acknowledged or let go."""
+        held = dict(self._tasks)
+        if held:
+            await asyncio.wait(held)
+        return sum(len(chunk.records) for chunk in held.values())
 
     def _hurry(self) -> None:
         """Let go at once when all that is held waits for schemas; what Kafka was given has the time it was given."""
@@ -160,8 +187,9 @@ class Forwarder:
         try:
             # In turn, so that a device's readings stay in the order in which they were received.
             async with self._turn:
-                if self.ceiling.tripped:
-                    await asyncio.Event().wait()  # until drained: a restart is what goes on from here
+                while self.ceiling.tripped or self.stopped:  # until resumed, or drained
+                    self._resumed.clear()
+                    await self._resumed.wait()
                 if self._fetch is not None and (wanted := self.decoder.wanted(held.records)):
                     self._fetching = True
                     try:
@@ -205,7 +233,7 @@ class Forwarder:
             self.telemetry.ceiling(True)
             log.error(
                 "the ceiling tripped: most records are refused, so intake is stopped",
-                extra={"remedy": "see the dead letters; restart the worker to go on"},
+                extra={"remedy": "see the dead letters (iotflow dlq stats); iotflow resume decode to go on"},
             )
 
 

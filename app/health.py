@@ -8,7 +8,7 @@ ceiling and a topic where nothing happens make a worker unready at most.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -67,6 +67,8 @@ class Snapshot:
     taking: bool = True
     breaker: Breaker = Breaker.CLOSED
     ceiling: bool = False
+    #: Intake was stopped by somebody.
+    stopped: bool = False
     remedy: str = ""
     #: What is away while the breaker is open.
     waits_for: str = "the destination"
@@ -163,13 +165,19 @@ def readiness(now: Snapshot) -> list[str]:
             reasons.append("state is not restored yet")
     if now.frozen:
         reasons.append(f"commits stand still: {', '.join(now.frozen)}")
+    return [*reasons, *_standstills(now)]
+
+
+def _standstills(now: Snapshot) -> Iterator[str]:
+    """What the work itself waits for."""
     if now.breaker is not Breaker.CLOSED:
-        reasons.append(f"{now.waits_for} is away" if not now.remedy else "storing needs a person")
+        yield f"{now.waits_for} is away" if not now.remedy else "storing needs a person"
+    if now.stopped:
+        yield "intake is stopped, as asked"
     if now.ceiling:
-        reasons.append("most records are refused, so intake is stopped")
-    if not (now.taking or now.ceiling) and now.breaker is Breaker.CLOSED:
-        reasons.append("the destination has not been reached yet")
-    return reasons
+        yield "most records are refused, so intake is stopped"
+    if not (now.taking or now.ceiling or now.stopped) and now.breaker is Breaker.CLOSED:
+        yield "the destination has not been reached yet"
 
 
 class Watchdog:
@@ -209,7 +217,7 @@ class Watchdog:
         rebalance = self._lasts("rebalance", working and not idle, progress)
         dead = self._lasts("dead", not now.stopping and idle and now.partitions is not None and not now.draining)
         stop = self._lasts("stop", now.stopping)
-        blocked = now.ceiling or now.breaker is not Breaker.CLOSED
+        blocked = now.ceiling or now.stopped or now.breaker is not Breaker.CLOSED
         waiting = now.held > 0 or now.lag > _MARKERS * (now.partitions or 0)
         still = self._lasts(
             "still", working and idle and waiting and not blocked, (now.generation, now.committed, now.progress)
@@ -272,6 +280,7 @@ def snapshot(view: View) -> Snapshot:
         taking=work.ready,
         breaker=getattr(work, "state", Breaker.CLOSED),
         ceiling=work.ceiling.tripped,
+        stopped=getattr(work, "stopped", False),
         remedy=getattr(work, "remedy", ""),
         waits_for=getattr(work, "waits_for", "the destination"),
         committing_since=consumer.committing_since(),
@@ -310,7 +319,7 @@ def refresh(view: View) -> Snapshot:
     telemetry.rebalancing(now.rebalancing or not now.recovered)
     telemetry.partitions(now.partitions or 0, len(now.frozen))
     if telemetry.role == "store":
-        telemetry.up(up=now.breaker is Breaker.CLOSED and (now.taking or now.ceiling))
+        telemetry.up(up=now.breaker is Breaker.CLOSED and (now.taking or now.ceiling or now.stopped))
     return now
 
 

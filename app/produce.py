@@ -93,6 +93,15 @@ class BatchProducer:
                 sent.append(await self._submit(builder, topic, partition))
         return sent
 
+    async def deliver(self, topic: str, items: Iterable[Item]) -> None:
+        """Send records to the partitions of their keys, and return when the broker has acknowledged them all."""
+        count = await self.partitions(topic)
+        by_partition: dict[int, list[Item]] = {}
+        for item in items:
+            by_partition.setdefault(partition_of_key(item.key or b"", count), []).append(item)
+        for sent in await self.send(topic, by_partition):
+            await sent.done()
+
     async def _submit(self, builder: Any, topic: str, partition: int) -> "Sent":
         """Queue a batch behind the one before it, however long that takes."""
         producer = await self.start()
@@ -131,12 +140,5 @@ class LetterProducer:
 
     async def send(self, letters: Sequence[Letter]) -> None:
         """Return when the broker has acknowledged all letters."""
-        if not letters:
-            return
-        count = await self._producer.partitions(self._topic)
-        by_partition: dict[int, list[Item]] = {}
-        for dead in letters:
-            item = Item(dead.key, dead.value, dead.headers)
-            by_partition.setdefault(partition_of_key(dead.key, count), []).append(item)
-        for sent in await self._producer.send(self._topic, by_partition):
-            await sent.done()
+        if letters:
+            await self._producer.deliver(self._topic, (Item(dead.key, dead.value, dead.headers) for dead in letters))

@@ -5,15 +5,19 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mode import Service
+from faust.types import TP
+from mode import Service as ModeService
 
 from agents.decode import CannotWithdrawError
 from app import health, kafka, lag, topics
+from app.control import Control
 from app.produce import BatchProducer
 from app.settings import Settings
 from app.stages import Stage
+from app.steering import Steering
 from app.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ EXIT_CONFIG = 78
 _GAUGES_EVERY_S = 1.0
 #: A stop may take as long as what is held may take, and this for the rest.
 _STOP_MARGIN_S = 5.0
+#: For what runs beside the work, when it is to finish: less than that.
+_CLOSE_S = 2.0
 
 
 def leave(code: int) -> None:
@@ -35,7 +41,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-class Runtime(Service):
+class Runtime(ModeService):
     """Starts before Faust's services and stops after them, since stopping needs the work to finish what it holds."""
 
     def __init__(  # noqa: PLR0913  the parts of a worker
@@ -55,9 +61,16 @@ class Runtime(Service):
         self.settings = settings
         self.producer = producer
         self.telemetry = telemetry
+        steering = Steering(self)
+        self._control = Control(settings, stage, producer, steering.perform, steering.describe)
         self.watchdog = health.Watchdog(
             settings.rebalance_timeout,
-            standstill=max([health.STANDSTILL_S, *(5 * sink.write_timeout for sink in settings.sinks.values())]),
+            standstill=max(
+                [
+                    health.STANDSTILL_S,
+                    *(max(5 * sink.write_timeout, 3 * sink.batch_timeout) for sink in settings.sinks.values()),
+                ]
+            ),
         )
 
     async def on_start(self) -> None:
@@ -72,6 +85,9 @@ class Runtime(Service):
         consumer: Any = self.app.consumer
         consumer.on_drain.append(self.parts.work.drain)
         consumer.on_full.append(self.telemetry.backpressure)
+        if self.parts.on_seek is not None:
+            consumer.on_seek = self._on_seek
+        self.add_future(self._guarded(self._control.run()))
         for feed in self.parts.feeds:
             self.add_future(self._guarded(feed.run()))
         for feed in self.parts.feeds:
@@ -79,9 +95,16 @@ class Runtime(Service):
                 return
         await self.parts.work.start(self.producer)
         self.add_future(self._guarded(self.parts.work.run()))
+        for service in self.parts.services:
+            self.add_future(self._guarded(service.run()))
         self.add_future(self._guarded(self._watch_lag()))
         self.add_future(self._guarded(self._gauges()))
         self.add_future(self._guarded(health.watch(self, lambda: leave(EXIT_FAULT))))
+
+    async def _on_seek(self, partitions: set[TP]) -> dict[TP, int]:
+        assert self.parts.on_seek is not None  # noqa: S101  for mypy: it is what made this the consumer's hook
+        kept = await self.parts.on_seek([(tp.topic, tp.partition) for tp in partitions])
+        return {TP(topic, partition): offset for (topic, partition), offset in kept.items()}
 
     async def _missing(self) -> list[str]:
         while True:
@@ -95,7 +118,9 @@ class Runtime(Service):
                 await asyncio.sleep(1.0)
 
     def _wanted(self) -> set[str]:
-        return {*self.parts.topics, *self.parts.outputs, *(feed.topic for feed in self.parts.feeds)}
+        parts, topics = self.parts, self.settings.topics
+        feeds = (feed.topic for feed in parts.feeds)
+        return {*parts.topics, *parts.outputs, *feeds, topics.control, topics.status}
 
     async def _guarded(self, work: Any) -> None:
         """Run something that must not end; when it fails, this process has."""
@@ -130,7 +155,11 @@ class Runtime(Service):
         timer.start()
 
     async def on_stop(self) -> None:
-        """Let go of the broker."""
+        """Finish what runs beside the work, and let go of the broker."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                closing = [self._control.close(), *(service.close() for service in self.parts.services)]
+                await asyncio.gather(*closing, return_exceptions=True)
         await self.producer.stop()
 
     def assigned(self) -> set[tuple[str, int]]:

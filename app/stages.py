@@ -1,11 +1,14 @@
 """What each stage is made of: the topics it reads, what it must know, and the piece of work that its agent feeds."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from agents.decode import Forwarder, decode
 from agents.store import store
 from app import __version__
+from app.bookkeeping import Books
+from app.maintenance import Maintenance
 from app.produce import BatchProducer, LetterProducer
 from app.registry import feed, from_file
 from app.schema_registry import SchemaSource, place
@@ -57,8 +60,26 @@ class Feed(Protocol):
         """Read and follow until cancelled."""
 
 
+class Service(Protocol):
+    """Something that runs beside the work, as the books."""
+
+    async def run(self) -> None:
+        """Until cancelled; while the broker or a store is away it waits."""
+
+    async def close(self) -> None:
+        """Finish, when the work has ended."""
+
+
+#: Asked at each seek with the partitions that are assigned: the offsets that the destination keeps of them.
+OnSeek = Callable[[Collection[tuple[str, int]]], Awaitable[Mapping[tuple[str, int], int]]]
+
+
 class Stage:
-    """One stage: its topics, its work and its agent; `feeds` are what it must know before it works."""
+    """One stage: its topics, its work and its agent.
+
+    `feeds` are what it must know before it works, `services` what runs beside the work; `on_seek` is there where the
+    destination keeps the offsets.
+    """
 
     def __init__(  # noqa: PLR0913  the parts of a stage
         self,
@@ -68,6 +89,8 @@ class Stage:
         agent: Callable[[Any], Awaitable[None]],
         outputs: list[str],
         feeds: Sequence[Feed] = (),
+        services: Sequence[Service] = (),
+        on_seek: OnSeek | None = None,
     ) -> None:
         self.topics = topics
         self.sink = sink
@@ -75,6 +98,8 @@ class Stage:
         self.agent = agent
         self.outputs = outputs
         self.feeds = feeds
+        self.services = services
+        self.on_seek = on_seek
 
 
 def known() -> list[str]:
@@ -130,7 +155,8 @@ def make(
     sink = registry.of_stage(name)
     if sink is None:
         raise ValueError(f"no stage is called {name!r}; stages: {', '.join(known())}")
-    config = settings.sinks[sink]
+    module, config = registry.load()[sink], settings.sinks[sink]
+    once = settings.app_id(name) if getattr(config, "exactly_once", False) else ""
     options = Options(
         stage=name,
         version=__version__,
@@ -140,10 +166,23 @@ def make(
         retry_first=settings.retry.first,
         retry_cap=settings.retry.cap,
         max_letter_bytes=topics.max_message_bytes,
+        exactly_once=once,
     )
-    destination = registry.load()[sink].Sink(config, settings.types)
-    delivery = Delivery(destination, options, letters, telemetry, ceiling=ceiling)
-    return Stage([topics.decoded], sink, delivery, store(delivery), [topics.dead_letters])
+    destination = module.Sink(config, settings.types)
+    books = Books(settings, sink, destination.place, producer)
+    delivery = Delivery(destination, options, letters, telemetry, ceiling=ceiling, books=books, fault=fault)
+    services: list[Service] = [books]
+    if hasattr(module, "maintain"):
+        services.append(Maintenance(partial(module.maintain, config, settings.types)))
+    return Stage(
+        [topics.decoded, *([topics.storage_metadata] if config.BOOKS else [])],
+        sink,
+        delivery,
+        store(delivery),
+        [topics.dead_letters, topics.saved, topics.storage_metadata],
+        services=services,
+        on_seek=delivery.positions if once else None,
+    )
 
 
 def schema_source(settings: Settings) -> SchemaSource | None:

@@ -203,6 +203,29 @@ DURABLE = _metric(
     "sink",
     buckets=_DURABLE_SECONDS,
 )
+FRESHNESS = _metric(
+    "histogram",
+    "iotflow_freshness_seconds",
+    "From the time that a reading is of to its being durable in the store; what lies ahead of the clock counts as 0.",
+    _STORE,
+    "stage",
+    "sink",
+    buckets=(*_DURABLE_SECONDS, 3600.0, 21_600.0, 86_400.0, 604_800.0),
+)
+SKIPPED = _metric(
+    "counter",
+    "iotflow_skipped_total",
+    "Records acknowledged without being handled, because they are meant for another stage: replayed dead letters.",
+    ("decode", "store"),
+    "stage",
+)
+STOPPED = _metric(
+    "gauge",
+    "iotflow_intake_stopped",
+    "1 while intake is stopped because somebody asked for it.",
+    ("decode", "store"),
+    "stage",
+)
 LAG = _metric(
     "gauge",
     "iotflow_lag_records",
@@ -358,6 +381,14 @@ class Telemetry:
         """So many records became durable this long after they were received; clocks that disagree count as 0."""
         self._histograms[DURABLE.name].observe(max(0.0, seconds), records)
 
+    def fresh(self, seconds: float, readings: int) -> None:
+        """So many readings became durable this long after the time that they are of."""
+        self._histograms[FRESHNESS.name].observe(seconds, readings)
+
+    def skipped(self, records: int) -> None:
+        """Records were acknowledged that are meant for another stage."""
+        self._add(SKIPPED, records)
+
     def failed(self, kind: str) -> None:
         """A write or probe failed; `kind` is retry, reject or fatal."""
         self._add(FAILURES, 1)
@@ -378,6 +409,10 @@ class Telemetry:
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """The ceiling tripped or was reset."""
         self._set(CEILING, tripped)
+
+    def stopped(self, stopped: bool) -> None:  # noqa: FBT001  a gauge's value
+        """Intake was stopped, or goes on."""
+        self._set(STOPPED, stopped)
 
     # -- what decode tells ---------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, cast
 
@@ -96,6 +96,17 @@ def fold(records: Sequence[Record], max_records: int, max_bytes: int) -> Iterato
         yield Chunk(records[start:], size)
 
 
+class OffsetOutsideLogError(RuntimeError):
+    """The destination says to go on where the log has nothing any more, or not yet."""
+
+    def __init__(self, place: Any, offset: int, start: int, end: int) -> None:
+        super().__init__(
+            f"the destination has offset {offset} as the next of {place.topic}/{place.partition}, whose log holds "
+            f"{start} to {end}: the topic was made anew or has lost records that were not stored; see to it that "
+            "nothing is missing, then delete the partition's row from sink_offsets and start again"
+        )
+
+
 class Thread(stock.AIOKafkaConsumerThread):
     """The thread that aiokafka's consumer lives in."""
 
@@ -136,6 +147,8 @@ class Consumer(stock.Consumer):
         self.inflight_records = 0
         #: Called with the monotonic deadline when everything held must be finished or let go.
         self.on_drain: list[Callable[[float], None]] = []
+        #: Asked at each seek, with the data partitions that are assigned, where the destination keeps the offsets.
+        self.on_seek: Callable[[set[TP]], Awaitable[Mapping[TP, int]]] | None = None
         #: Called once each time intake stops because too much is in flight.
         self.on_full: list[Callable[[], None]] = []
         self._deliver = self.callback
@@ -338,6 +351,28 @@ class Consumer(stock.Consumer):
         ]
         if untouched:
             await self._thread.seek_to_beginning(*untouched)
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Go to the committed offsets; where the destination keeps them with its data, to its own.
+
+        Here, because Faust seeks on every path of a rebalance, and what was sought apart would be undone. Raises
+        `OffsetOutsideLogError` where the log does not have the destination's offset.
+        """
+        committed = dict(await super().seek_to_committed())
+        if self.on_seek is None:
+            return committed
+        data = {ensure_TP(tp) for tp in self.assignment() if not self._is_changelog_tp(ensure_TP(tp))}
+        kept = await self.on_seek(data)
+        places = {stock.ensure_aiokafka_TP(tp): offset for tp, offset in kept.items()}
+        if places:
+            starts, ends = await self.earliest_offsets(*places), await self.highwaters(*places)
+            for place, offset in places.items():
+                if not starts[place] <= offset <= ends[place]:
+                    raise OffsetOutsideLogError(place, offset, starts[place], ends[place])
+            await self._thread.seek_wait(places)
+            # What Kafka says is what lag is measured by, and may be another: after a restore, for one.
+            await self._commit({tp: offset for tp, offset in kept.items() if committed.get(tp) != offset})
+        return {**committed, **places}
 
     # -- revoke and stop ---------------------------------------------------------------------------------------------
 

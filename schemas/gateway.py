@@ -19,6 +19,8 @@ from schemas.reading import RejectedError
 TOPIC: Final = re.compile(r"(cmnd|stat|tele)/f2-([0-9A-Fa-f]{12})/(.+)")
 #: A topic has at most this many characters.
 TOPIC_CHARS: Final = 200
+#: The measurement of what pins say: not plain telemetry, whose metrics are the same for every device.
+MEASUREMENT: Final = "iot"
 #: The field and the tag that hold the topic.
 TAG: Final = "original_topic"
 #: Connectors and pins are numbered up to here.

@@ -68,6 +68,10 @@ class SinkSettings(BaseModel):
     PREFIX: ClassVar[str]
     STAGE: ClassVar[str]
     PORT: ClassVar[int]
+    #: Whether the bookkeeping of all stores is stored here.
+    BOOKS: ClassVar[bool] = False
+    #: Whether it is used where nobody said which stores are.
+    DEFAULT: ClassVar[bool] = True
 
     batch_size: int = Field(5000, ge=1, le=1_000_000, description="readings in a batch")
     batch_timeout: float = Field(0.02, gt=0, le=3600, description="seconds a batch waits after its first reading")
@@ -84,6 +88,10 @@ class Sink(Protocol[Payload]):
     """
 
     name: str
+
+    @property
+    def place(self) -> str:
+        """Where it stores, for a person, without secrets: as `ts_user@db:5432/timeseries`."""
 
     async def open(self) -> None:
         """Connect; called until it succeeds once. After that `write` and `probe` find the way back by themselves."""
@@ -189,8 +197,9 @@ class Readable(Protocol):
     ) -> list[Bucket]:
         """Buckets that hold a value, in (device, channel, measurement, metric, start) order; nulls do not count.
 
-        `start` and `end` of `where` must be there; a bucket that they cut holds what lies between them. `metrics` None
-        is all of them.
+        `start` and `end` of `where` must be there; a bucket that they cut holds what lies between them, and one of
+        which nothing that was asked for can be said is left out. `metrics` None is all of them. Raises `ValueError`
+        for a span that is none.
         """
 
     async def delete(self, where: Selection) -> None:

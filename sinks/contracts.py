@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 from msgspec import Struct
 
 from schemas.deadletter import Letter
+from schemas.reading import Reading
 
 
 class Letters(Protocol):
@@ -16,6 +18,31 @@ class Letters(Protocol):
 
     async def send(self, letters: Sequence[Letter]) -> None:
         """Return when the broker has acknowledged them all; waits for a broker that is away."""
+
+
+class Flush(Struct, frozen=True):
+    """A batch that is stored, in numbers; `seconds` is from the first attempt to the last one's end."""
+
+    readings: int
+    rows: int
+    #: Of the records' values, as they came from Kafka.
+    size_bytes: int
+    #: Readings of it that became dead letters, and attempts that failed, with the last one's words.
+    dead: int
+    failures: int
+    error: str
+    #: Of the readings' own times.
+    first: datetime
+    last: datetime
+    started_ms: int
+    seconds: float
+
+
+class Books(Protocol):
+    """Who keeps account of what was stored."""
+
+    async def saved(self, flush: Flush, readings: Sequence[Reading]) -> None:
+        """Return when it is on record; the batch is acknowledged only then."""
 
 
 class Clock(Protocol):
@@ -51,6 +78,12 @@ class Telemetry(Protocol):
     def durable(self, seconds: float, records: int) -> None:
         """So many records became durable this long after they were received."""
 
+    def fresh(self, seconds: float, readings: int) -> None:
+        """So many readings became durable this long after the time that they are of."""
+
+    def skipped(self, records: int) -> None:
+        """Records were acknowledged that are meant for another stage."""
+
     def failed(self, kind: str) -> None:
         """A write or probe failed."""
 
@@ -62,6 +95,9 @@ class Telemetry(Protocol):
 
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """The ceiling tripped or was reset."""
+
+    def stopped(self, stopped: bool) -> None:  # noqa: FBT001  a gauge's value
+        """Intake was stopped, or goes on."""
 
 
 class Options(Struct, frozen=True):
@@ -77,6 +113,8 @@ class Options(Struct, frozen=True):
     #: So many failures in a row open the breaker: from then on a probe goes first.
     breaker_after: int = 3
     max_letter_bytes: int = 1_000_000
+    #: The consumer group whose offsets the destination keeps with the data; '' where it keeps none.
+    exactly_once: str = ""
 
 
 class SystemClock:

@@ -9,22 +9,23 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
-
-from msgspec import Struct
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from schemas import wire
-from schemas.deadletter import Letter, letter, source_of
-from schemas.reading import Reading, Rejected, RejectedError
+from schemas.reading import Reading
 from schemas.record import Record
-from sinks.base import Fatal, PartialWriteError, Prepared, Reject, Retry, Sink, Verdict
+from sinks.base import Fatal, FencedError, PartialWriteError, Progress, Reject, Retry, Sink, Verdict
+from sinks.batch import Batch, Chunk, Former, Part, Piece, named
 from sinks.ceiling import Ceiling
-from sinks.contracts import Breaker, Clock, Letters, Options, SystemClock, Telemetry
+from sinks.contracts import Books, Breaker, Clock, Flush, Letters, Options, SystemClock, Telemetry
 from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 #: Latencies are sampled: at most this many records of each piece of a batch are looked at.
 _SAMPLES = 16
@@ -35,38 +36,9 @@ _TIMED_OUT = Retry("no answer in time", smaller=True)
 _TURNS_OF_A_WRITE = 2
 #: A batch with more letters than this sends them before it goes on.
 _LETTERS_AT_ONCE = 500
-
-
-class _Chunk:
-    """A held chunk with how far it was taken into batches, and how many of its records are not settled yet."""
-
-    __slots__ = ("held", "taken", "unsettled")
-
-    def __init__(self, held: Held) -> None:
-        self.held = held
-        self.taken = 0
-        self.unsettled = len(held.records)
-
-
-class _Piece(Struct, frozen=True):
-    chunk: _Chunk
-    start: int
-    stop: int
-
-
-class _Part(Struct, frozen=True):
-    """Readings in the form the destination takes, each with the record it came from."""
-
-    readings: Sequence[Reading]
-    records: Sequence[Record]
-    prepared: Prepared[Any]
-
-
-class _Batch(Struct):
-    pieces: list[_Piece]
-    part: _Part
-    letters: list[Letter]
-    device_of_letter: list[str]
+#: Batches that are stored and wait for the books.
+_UNBOOKED = 4
+_time = attrgetter("time")
 
 
 class Delivery:
@@ -80,6 +52,8 @@ class Delivery:
         telemetry: Telemetry,
         *,
         ceiling: Ceiling | None = None,
+        books: Books | None = None,
+        fault: Callable[[BaseException], None] | None = None,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -88,17 +62,29 @@ class Delivery:
         self.letters = letters
         self.telemetry = telemetry
         self.ceiling = ceiling or Ceiling()
+        self.books = books
+        #: Told of an error after which this process must not go on.
+        self.fault = fault
         self.clock = clock or SystemClock()
         self.jitter = jitter
         self.state = Breaker.CLOSED
         self.remedy = ""
-        self._intake: deque[_Chunk] = deque()
+        self._former = Former(sink, options, telemetry, self.clock)
+        self._intake: deque[Chunk] = deque()
         self._queued = 0
-        self._held: dict[int, _Chunk] = {}
+        self._held: dict[int, Chunk] = {}
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._resumed = asyncio.Event()
+        #: Intake was stopped by somebody, until `resume`.
+        self.stopped = False
+        self._flushes = 0
+        self._settled = asyncio.Event()
+        #: Held by whoever calls the sink.
+        self._turn_of_sink = asyncio.Lock()
+        #: By partition, the offset that the destination has as its next, where it keeps them.
+        self._next: dict[tuple[str, int], int | None] = {}
         self._writing = False
         self._opened = False
         self._failed = False
@@ -122,7 +108,7 @@ class Delivery:
         if self._handover.refuses(held):
             held.release()
             return
-        chunk = _Chunk(held)
+        chunk = Chunk(held)
         self._held[id(chunk)] = chunk
         self.telemetry.taken(chunk.unsettled)
         self._intake.append(chunk)
@@ -132,18 +118,71 @@ class Delivery:
     @property
     def ready(self) -> bool:
         """Whether what is put now can be expected to be stored soon."""
-        return self._opened and not self._failed and self.state is Breaker.CLOSED and not self.ceiling.tripped
+        return (
+            self._opened
+            and not self._failed
+            and self.state is Breaker.CLOSED
+            and not self.ceiling.tripped
+            and not self.stopped
+        )
 
     @property
     def held_records(self) -> int:
         """Records taken over and neither stored nor dead-lettered."""
         return sum(chunk.unsettled for chunk in self._held.values())
 
+    # -- being asked -------------------------------------------------------------------------------------------------
+
+    def stop_intake(self) -> None:
+        """Store no more until `resume`; the batch that is being written is finished. Ends with the process."""
+        self.stopped = True
+        self.telemetry.stopped(True)
+        log.warning("intake is stopped, as asked", extra={"sink": self.sink.name})
+
     def resume(self) -> None:
-        """Go on after the ceiling tripped."""
+        """Go on after `stop_intake`, or after the ceiling tripped."""
+        self.stopped = False
+        self.telemetry.stopped(False)
         self.ceiling.reset()
         self.telemetry.ceiling(False)
         self._resumed.set()
+        self._wake.set()
+
+    async def flush(self) -> int:
+        """Store at once what is held now; the number of its records, when all of them are acknowledged or let go."""
+        held = list(self._held.values())
+        records = sum(chunk.unsettled for chunk in held)
+        self._flushes += 1
+        self._wake.set()
+        try:
+            while any(self._held.get(id(chunk)) is chunk for chunk in held):
+                self._settled.clear()
+                await self._settled.wait()
+        finally:
+            self._flushes -= 1
+        return records
+
+    async def call(self, work: Callable[[Sink[Any]], Awaitable[Result]]) -> Result:
+        """Do something else with the sink, between two batches; raises what it raises. Waits out an outage."""
+        async with self._turn_of_sink:
+            return await work(self.sink)
+
+    async def positions(self, assigned: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
+        """The next offsets of partitions as the destination has them, which what is taken from now on goes by.
+
+        Waits for a destination that is away: without it nobody knows where to begin.
+        """
+        attempt = 0
+        while True:
+            try:
+                kept = await self.call(lambda sink: sink.offsets(self.options.exactly_once))  # type: ignore[attr-defined]
+                break
+            except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
+                attempt += 1
+                log.warning("the destination's offsets cannot be had", extra={"error": named(error)})
+                await self.clock.sleep(self._pause(self.sink.classify(error), attempt))
+        self._next = {partition: kept.get(partition) for partition in assigned}
+        return {partition: kept[partition] for partition in assigned if partition in kept}
 
     # -- giving up ---------------------------------------------------------------------------------------------------
 
@@ -170,9 +209,10 @@ class Delivery:
         if self._work is not None:
             self._work.cancel()
 
-    def _let_go(self, chunk: _Chunk) -> None:
+    def _let_go(self, chunk: Chunk) -> None:
         if self._held.pop(id(chunk), None) is not None:
             chunk.held.release()
+            self._settled.set()
 
     # -- the task ----------------------------------------------------------------------------------------------------
 
@@ -214,36 +254,38 @@ class Delivery:
     async def _deliver(self) -> None:
         self._writing = False
         await self._open()
-        ready: asyncio.Queue[_Batch] = asyncio.Queue(maxsize=1)
+        ready: asyncio.Queue[Batch] = asyncio.Queue(maxsize=1)
+        stored: asyncio.Queue[Batch] = asyncio.Queue(maxsize=_UNBOOKED)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._collect(ready))
-            group.create_task(self._write(ready))
+            group.create_task(self._write(ready, stored))
+            group.create_task(self._acknowledge(stored))
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    async def _collect(self, ready: asyncio.Queue[_Batch]) -> None:
+    async def _collect(self, ready: asyncio.Queue[Batch]) -> None:
         while True:
             pieces = await self._gather(ready)
             # Preparing keeps the loop busy: first let the write that has just begun reach its socket. Drivers send
             # from tasks of their own, and the server would have nothing to do meanwhile.
             for _ in range(_TURNS_OF_A_WRITE):
                 await asyncio.sleep(0)
-            await ready.put(self._prepare(pieces))
+            await ready.put(self._former.batch(pieces))
 
-    async def _gather(self, ready: asyncio.Queue[_Batch]) -> list[_Piece]:
+    async def _gather(self, ready: asyncio.Queue[Batch]) -> list[Piece]:
         """The next batch: full, or timed out while the writer has nothing to do.
 
         `_wake` is set by whatever may change that: a chunk put, a write finished, a drain begun. Three batches exist at
         most: one collected here, one in `ready`, one being written.
         """
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         size, first = 0, 0.0
         while True:
             self._wake.clear()
             while self._intake and size < self.options.batch_size:
                 chunk = self._intake[0]
                 stop = min(len(chunk.held.records), chunk.taken + self.options.batch_size - size)
-                pieces.append(_Piece(chunk, chunk.taken, stop))
+                pieces.append(Piece(chunk, chunk.taken, stop))
                 first = first or self.clock.monotonic()
                 size += stop - chunk.taken
                 self._queued -= stop - chunk.taken
@@ -256,7 +298,7 @@ class Delivery:
             wait: float | None = None
             if pieces:
                 wait = first + self.options.batch_timeout - self.clock.monotonic()
-                if self._handover.draining or wait <= 0:
+                if self._handover.draining or self._flushes or wait <= 0:
                     if ready.empty() and not self._writing:
                         return pieces
                     wait = None
@@ -264,162 +306,109 @@ class Delivery:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
 
-    def _prepare(self, pieces: list[_Piece]) -> _Batch:
-        readings: list[Reading] = []
-        records: list[Record] = []
-        batch = _Batch(pieces, _Part((), (), Prepared(None, 0, {})), [], [])
-        read = wire.read
-        for piece in pieces:
-            for record in piece.chunk.held.records[piece.start : piece.stop]:
-                try:
-                    readings.append(read(record.value))
-                except Exception as error:  # noqa: BLE001  no record may stop the others, whatever is in it
-                    why = error.rejected if isinstance(error, RejectedError) else Rejected("wire", _named(error))
-                    self._condemn(batch, record, why, (record.key or b"").decode("utf-8", "replace"))
-                else:
-                    records.append(record)
-        batch.part = self._form(batch, readings, records)
-        return batch
-
-    def _form(self, batch: _Batch, readings: Sequence[Reading], records: Sequence[Record]) -> _Part:
-        """Prepare readings for the sink; those it has no form for become letters."""
-        try:
-            prepared = self.sink.prepare(readings)
-        except Exception:
-            culprits = self._culprits(readings)
-            if not culprits:
-                raise
-            numbers = [index for index in range(len(readings)) if index not in culprits]
-            prepared = self.sink.prepare([readings[index] for index in numbers])
-            formless = {numbers[index]: why for index, why in prepared.rejected.items()}
-            prepared = Prepared(prepared.payload, prepared.rows, {**formless, **culprits})
-        if not prepared.rejected:
-            return _Part(readings, records, prepared)
-        for index, rejected in prepared.rejected.items():
-            self._condemn(batch, records[index], rejected, readings[index].device_id)
-        kept = [index for index in range(len(readings)) if index not in prepared.rejected]
-        readings = [readings[index] for index in kept]
-        records = [records[index] for index in kept]
-        return _Part(readings, records, Prepared(prepared.payload, prepared.rows, {}))
-
-    def _culprits(self, readings: Sequence[Reading]) -> dict[int, Rejected]:
-        """The readings, by index, that a sink fails on alone."""
-        found: dict[int, Rejected] = {}
-        for index, reading in enumerate(readings):
-            try:
-                self.sink.prepare([reading])
-            except Exception as error:
-                log.exception("a sink cannot prepare a reading", extra={"sink": self.sink.name})
-                found[index] = Rejected("prepare_failed", f"{type(error).__name__}: {error}")
-        return found
-
-    def _condemn(self, batch: _Batch, record: Record, rejected: Rejected, device: str) -> None:
-        options = self.options
-        batch.letters.append(
-            letter(
-                record,
-                rejected,
-                stage=options.stage,
-                index=0,
-                source=source_of(record),
-                version=options.version,
-                now_ms=self.clock.wall_ms(),
-                max_value_bytes=options.max_letter_bytes,
-            )
-        )
-        batch.device_of_letter.append(device)
-        log.warning(
-            "reading refused",
-            extra={
-                "reason": rejected.reason,
-                "error": rejected.error,
-                "device": device,
-                "letter": batch.letters[-1].id,
-            },
-        )
-
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    async def _write(self, ready: asyncio.Queue[_Batch]) -> None:
+    async def _write(self, ready: asyncio.Queue[Batch], stored: asyncio.Queue[Batch]) -> None:
         while True:
-            if self.ceiling.tripped:  # also when this work began anew, after a release
-                await self._stand_still()
-            batch = await self._next(ready)
+            await self._stand_still()  # also when this work began anew, after a release
+            batch = await self._take(ready)
+            await self._stand_still()  # intake may have been stopped meanwhile
             self._writing = True
-            await self._store(batch)
+            batch.started_ms, batch.started = self.clock.wall_ms(), self.clock.monotonic()
+            async with self._turn_of_sink:
+                await self._store(batch)
             await self._bury(batch)
-            self._settle(batch)
+            batch.finished = self.clock.monotonic()
+            self._observe(batch)
+            await stored.put(batch)
             self._writing = self._failed = False
             self._wake.set()
 
-    async def _next(self, ready: asyncio.Queue[_Batch]) -> _Batch:
+    async def _take(self, ready: asyncio.Queue[Batch]) -> Batch:
         """The next batch; while there is none and the breaker is open, see whether the destination is back."""
         while self.state is not Breaker.CLOSED:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.options.retry_cap):
                     return await ready.get()
             try:
-                await self._in_time(self.sink.probe())
+                async with self._turn_of_sink:
+                    await self._in_time(self.sink.probe())
                 self._turn(Breaker.CLOSED)
             except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
                 self._verdict(error)
         return await ready.get()
 
-    async def _store(self, batch: _Batch) -> None:
+    async def _store(self, batch: Batch) -> None:
         """Store a batch whole, or by halves where something in it can never be stored; in order, so the last wins."""
         todo = [batch.part]
         attempt = 0
-        if self.state is Breaker.OPEN and batch.part.readings:  # since before a release
+        progress = self._progress(batch) if self.options.exactly_once else {}
+        if self.state is Breaker.OPEN and (batch.part.readings or progress):  # since before a release
             await self._back_off(Retry("the breaker is open"), 1)
-        while todo:
-            part = todo.pop()
-            if not part.readings:
+        while todo or progress:
+            # The offsets move with the last of the data, even if nothing is left of it, and never before the letters.
+            part = todo.pop() if todo else self._former.form(batch, (), ())
+            last = progress if not todo else {}
+            if not part.readings and not last:
                 continue
-            outcome = await self._attempt(part)
-            match outcome:
-                case None:
-                    self.ceiling.good(len(part.readings))
-                case Retry() | Fatal():
-                    attempt += 1
-                    halve = isinstance(outcome, Retry) and outcome.smaller and attempt > 1
-                    todo += self._smaller(batch, part) if halve else [part]
-                    await self._back_off(outcome, attempt)
-                    continue
-                case Reject(rejected) if len(part.readings) == 1:
-                    self._condemn(batch, part.records[0], rejected, part.readings[0].device_id)
-                case Reject():
-                    todo += self._smaller(batch, part)
-                case PartialWriteError(rejected=rejected):
-                    todo.append(self._without(batch, part, rejected))
+            if last:
+                await self._bury(batch)
+            outcome = await self._attempt(part, last)
+            if isinstance(outcome, Retry | Fatal):
+                attempt += 1
+                batch.failures += 1
+                batch.error = outcome.why if isinstance(outcome, Retry) else outcome.remedy
+                halve = isinstance(outcome, Retry) and outcome.smaller and attempt > 1
+                todo += self._former.smaller(batch, part) if halve else [part]
+                await self._back_off(outcome, attempt)
+                continue
             # It was stored or refused: the destination is there.
             attempt = 0
             self.progress += 1
             self._turn(Breaker.CLOSED)
+            if outcome is not None:
+                todo += self._former.apart(batch, part, outcome)
+            else:
+                self._count(batch, part, last)
+                progress = {} if last else progress
             if len(batch.letters) >= _LETTERS_AT_ONCE:
                 await self._bury(batch)
 
-    def _smaller(self, batch: _Batch, part: _Part) -> list[_Part]:
-        """Both halves, the first one last, because that is where the next one is taken from."""
-        middle = len(part.readings) // 2
-        halves = (slice(middle, None), slice(None, middle)) if middle else (slice(None),)
-        return [self._form(batch, part.readings[half], part.records[half]) for half in halves]
+    def _count(self, batch: Batch, part: Part, progress: Progress) -> None:
+        """Take note of what was stored."""
+        self.ceiling.good(len(part.readings))
+        batch.stored.append(part)
+        self._next |= {partition: after for partition, (_, after) in progress.items()}
 
-    def _without(self, batch: _Batch, part: _Part, rejected: Mapping[int, Rejected]) -> _Part:
-        if not rejected or min(rejected) < 0 or max(rejected) >= len(part.readings):
-            raise IndexError(f"{self.sink.name} refuses readings that are not in the batch")
-        for index, why in rejected.items():
-            self._condemn(batch, part.records[index], why, part.readings[index].device_id)
-        kept = [index for index in range(len(part.readings)) if index not in rejected]
-        return self._form(batch, [part.readings[i] for i in kept], [part.records[i] for i in kept])
+    def _progress(self, batch: Batch) -> Progress:
+        """How far a batch brings each of its partitions."""
+        found: dict[tuple[str, int], tuple[int | None, int]] = {}
+        for piece in batch.pieces:
+            if piece.start == piece.stop:
+                continue
+            final = piece.chunk.held.records[piece.stop - 1]
+            partition = final.topic, final.partition
+            known = self._next.get(partition)
+            # Never back: after a fault of ours a batch may be cut otherwise than it was before.
+            found[partition] = known, max(final.offset + 1, known or 0)
+        return found
 
-    async def _attempt(self, part: _Part) -> Verdict | PartialWriteError | None:
+    async def _attempt(self, part: Part, progress: Progress) -> Verdict | PartialWriteError | None:
         started = self.clock.monotonic()
+        sink: Any = self.sink
+        payload = part.prepared.payload
         try:
-            await self._in_time(self.sink.write(part.prepared.payload))
+            await self._in_time(
+                sink.write_at(payload, self.options.exactly_once, progress) if progress else sink.write(payload)
+            )
         except PartialWriteError as error:
             return error
+        except FencedError as error:
+            return await self._fenced(error, progress)
         except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
             return self._verdict(error, writing=True)
+        if not part.readings:
+            return None
         seconds = self.clock.monotonic() - started
         self.telemetry.stored(len(part.readings), part.prepared.rows, seconds, self.options.batch_size)
         log.info(
@@ -433,11 +422,26 @@ class Delivery:
         )
         return None
 
-    async def _in_time(self, call: Awaitable[None]) -> None:
+    async def _fenced(self, error: FencedError, progress: Progress) -> Verdict | None:
+        """What follows from offsets that were not where they should have been."""
+        try:
+            kept = await self._in_time(self.sink.offsets(self.options.exactly_once))  # type: ignore[attr-defined]
+        except Exception as trouble:  # noqa: BLE001  whatever it is, the sink says what it means
+            return self._verdict(trouble)
+        if all(kept.get(partition) == after for partition, (_, after) in progress.items()):
+            return None  # an earlier attempt of ours, whose answer was lost: its data are with its offsets
+        # Somebody else has gone on with a partition that this process believes to be its own: nothing that it holds is
+        # worth anything any more, and its next life begins where the destination says.
+        if self.fault is not None:
+            self.fault(error)
+        await asyncio.Event().wait()
+        return None
+
+    async def _in_time(self, call: Awaitable[Result]) -> Result:
         """Wait for the sink, for `write_timeout` at most."""
         try:
             async with asyncio.timeout(self.options.write_timeout):
-                await call
+                return await call
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -450,14 +454,15 @@ class Delivery:
         verdict = _TIMED_OUT if isinstance(error, TimeoutError) else self.sink.classify(error)
         self.telemetry.failed(type(verdict).__name__.lower())
         if not (writing and isinstance(verdict, Reject)):
-            log.error("write failed", extra={"sink": self.sink.name, "error": _named(error)})
+            log.error("write failed", extra={"sink": self.sink.name, "error": named(error)})
         return verdict
 
-    async def _bury(self, batch: _Batch) -> None:
+    async def _bury(self, batch: Batch) -> None:
         """Send the batch's letters and wait for the broker; only then may its records be acknowledged."""
         if not batch.letters:
             return
         await self.letters.send(batch.letters)
+        batch.dead += len(batch.letters)
         reasons: dict[str, int] = {}
         for dead, device in zip(batch.letters, batch.device_of_letter, strict=True):
             reasons[dead.reason] = reasons.get(dead.reason, 0) + 1
@@ -467,17 +472,46 @@ class Delivery:
             self.telemetry.dead(reason, count)
         batch.letters, batch.device_of_letter = [], []
 
-    def _settle(self, batch: _Batch) -> None:
+    def _observe(self, batch: Batch) -> None:
+        """Tell how long it took until the batch was durable, by samples."""
         now_ms = self.clock.wall_ms()
         for piece in batch.pieces:
-            chunk = piece.chunk
-            count = piece.stop - piece.start
-            step = max(1, -(-count // _SAMPLES))
+            step = max(1, -(-(piece.stop - piece.start) // _SAMPLES))
             for index in range(piece.start, piece.stop, step):
-                self.telemetry.durable(_age_s(chunk.held.records[index], now_ms), min(step, piece.stop - index))
-            chunk.unsettled -= count
-            if chunk.unsettled == 0 and self._held.pop(id(chunk), None) is not None:
-                chunk.held.ack()
+                self.telemetry.durable(_age_s(piece.chunk.held.records[index], now_ms), min(step, piece.stop - index))
+        for part in batch.stored:
+            step = max(1, -(-len(part.readings) // _SAMPLES))
+            for index in range(0, len(part.readings), step):
+                age = now_ms / 1000.0 - part.readings[index].time.timestamp()
+                self.telemetry.fresh(max(0.0, age), min(step, len(part.readings) - index))
+
+    async def _acknowledge(self, stored: asyncio.Queue[Batch]) -> None:
+        """Acknowledge batches, each when it is in the books."""
+        while True:
+            batch = await stored.get()
+            readings = [reading for part in batch.stored for reading in part.readings]
+            if self.books is not None and readings:
+                await self.books.saved(self._flush_of(batch, readings), readings)
+            for piece in batch.pieces:
+                chunk = piece.chunk
+                chunk.unsettled -= piece.stop - piece.start
+                if chunk.unsettled == 0 and self._held.pop(id(chunk), None) is not None:
+                    chunk.held.ack()
+            self._settled.set()
+
+    def _flush_of(self, batch: Batch, readings: Sequence[Reading]) -> Flush:
+        return Flush(
+            readings=len(readings),
+            rows=sum(part.prepared.rows for part in batch.stored),
+            size_bytes=sum(len(record.value or b"") for part in batch.stored for record in part.records),
+            dead=batch.dead,
+            failures=batch.failures,
+            error=batch.error,
+            first=min(map(_time, readings)),
+            last=max(map(_time, readings)),
+            started_ms=batch.started_ms,
+            seconds=batch.finished - batch.started,
+        )
 
     # -- when the destination is away --------------------------------------------------------------------------------
 
@@ -534,13 +568,17 @@ class Delivery:
             asyncio.get_running_loop().call_soon(self._handover.end)
 
     async def _stand_still(self) -> None:
-        self.telemetry.ceiling(True)
-        log.error(
-            "the ceiling tripped: most records are refused, so intake is stopped",
-            extra={"stage": self.options.stage, "remedy": "see the dead letters; restart the worker to go on"},
-        )
-        self._resumed.clear()
-        await self._resumed.wait()
+        """Wait until nothing says that no more may be stored."""
+        while self.ceiling.tripped or self.stopped:
+            if self.ceiling.tripped:
+                self.telemetry.ceiling(True)
+                remedy = f"see the dead letters (iotflow dlq stats); iotflow resume {self.options.stage} to go on"
+                log.error(
+                    "the ceiling tripped: most records are refused, so intake is stopped",
+                    extra={"stage": self.options.stage, "remedy": remedy},
+                )
+            self._resumed.clear()
+            await self._resumed.wait()
 
 
 def _age_s(record: Record, now_ms: int) -> float:
@@ -549,7 +587,3 @@ def _age_s(record: Record, now_ms: int) -> float:
         return (now_ms - wire.ingest_ms(record.headers, record.timestamp)) / 1000.0
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -42,7 +42,12 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 
 def running(stack: Stack, name: str) -> Any:
-    """A server of the stack, started if it is not up; where none is required, its absence skips the test."""
+    """A server of the stack, started if it is not up; where none is required, its absence skips the test.
+
+    None for a store that needs none, whose name is ''.
+    """
+    if not name:
+        return None
     try:
         stack.up([name])
     except UnavailableError as error:

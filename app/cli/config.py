@@ -101,6 +101,7 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
             notes.append(allowed)
         if variable.unit == "s":
             notes.append("each name with `_MS` behind it: in milliseconds")
+            notes += [f"`{name}` is in minutes, and has none" for name in variable.names if name.endswith("_MINUTES")]
         if variable.secret:
             notes.append("secret; each name with `_FILE` behind it: a file that holds it")
         yield (

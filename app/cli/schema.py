@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 _CHANGES: Final = 2
 _FAILED: Final = 1
 _STYLES: Final = {"create": "green", "change": "yellow", "drop": "bold yellow", "refused": "bold red", "foreign": "dim"}
+#: What not every store needs, and what it does.
+_OPTIONAL: Final = {"maintain": "delete", "compress": "compress"}
+_SPAN: Final = re.compile(r"([1-9][0-9]*)(min|h|d)")
+_UNITS: Final = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _DONE: Final = {"create": "created", "change": "changed", "drop": "dropped"}
 
 
@@ -76,8 +82,54 @@ def drift(stores: tuple[str, ...], *, as_json: bool) -> None:
     sys.exit(_FAILED if errors else _CHANGES if any(each.changes for each in found.values()) else 0)
 
 
-def _each(work: str, stores: Sequence[str]) -> tuple[dict[str, SchemaPlan], dict[str, str]]:
-    """What a function of the sinks' modules says for each store, or what went wrong."""
+class _Span(click.ParamType):
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """`7d`, `12h` or `30min`."""
+        found = _SPAN.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is no span of time such as 7d, 12h or 30min", param, ctx)
+        try:
+            return int(found[1]) * _UNITS[found[2]]
+        except OverflowError:
+            self.fail(f"{value!r} is too long", param, ctx)
+
+
+@command.command()
+@click.option("--store", "stores", multiple=True, help="Only this store; may be repeated.  [default: STORES]")
+def expire(stores: tuple[str, ...]) -> None:
+    """Delete what is older than the settings keep, as workers do every hour.
+
+    For stores that do not do it by themselves: PostgreSQL without TimescaleDB. Exits with 1 when a store failed.
+    """
+    _say(*_each("maintain", stores), nothing="nothing to delete")
+
+
+@command.command()
+@click.option("--older-than", type=_Span(), required=True, help="Age of the newest row of a chunk: 7d, 12h, 30min.")
+@click.option("--store", "stores", multiple=True, help="Only this store; may be repeated.  [default: STORES]")
+def compress(older_than: timedelta, stores: tuple[str, ...]) -> None:
+    """Compress chunks now instead of when the policy does: TimescaleDB. Exits with 1 when a store failed."""
+    _say(*_each("compress", stores, older_than), nothing="nothing to compress")
+
+
+def _say(done: Mapping[str, Sequence[str]], errors: Mapping[str, str], *, nothing: str) -> None:
+    for name, lines in done.items():
+        for line in lines or [nothing]:
+            click.echo(f"{name}: {line}")
+    if not done and not errors:
+        click.echo(f"{nothing}: no store here needs it")
+    for name, error in errors.items():
+        click.echo(f"{name}: {error}", err=True)
+    sys.exit(_FAILED if errors else 0)
+
+
+def _each(work: str, stores: Sequence[str], *more: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a function of the sinks' modules gives for each store that has it, or what went wrong.
+
+    Beside the settings it is given `more`, or the values' types where there is nothing more.
+    """
     from app.settings import SettingsError, load
     from sinks import registry
 
@@ -88,12 +140,16 @@ def _each(work: str, stores: Sequence[str]) -> tuple[dict[str, SchemaPlan], dict
     unknown = set(stores) - set(registry.load())
     if unknown:
         raise click.BadParameter(f"no store is called {unknown.pop()!r}; there are: {', '.join(registry.load())}")
-    found: dict[str, SchemaPlan] = {}
+    found: dict[str, Any] = {}
     errors: dict[str, str] = {}
     for name in stores or settings.stores:
         module = registry.load()[name]
+        if work in _OPTIONAL and not hasattr(module, work):
+            if name in stores:
+                errors[name] = f"there is nothing to {_OPTIONAL[work]} by hand in this store"
+            continue
         try:
-            found[name] = asyncio.run(getattr(module, work)(settings.sinks[name], settings.types))
+            found[name] = asyncio.run(getattr(module, work)(settings.sinks[name], *(more or (settings.types,))))
         except Exception as error:  # noqa: BLE001  the sink says what it means
             verdict = module.Sink(settings.sinks[name]).classify(error)
             errors[name] = getattr(verdict, "remedy", None) or str(error) or type(error).__name__

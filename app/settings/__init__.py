@@ -7,11 +7,11 @@ For every setting the first of these that is set and not empty wins:
 3. a URL, `DATABASE_URL`, else `POSTGRES_URL`: what is still missing is taken from that one, never from both;
 4. the default.
 
-Durations are in seconds; any of their names with `_MS` behind it is in milliseconds. Sizes are in bytes, also as
-`64MiB`. A secret's name with `_FILE` behind it is a file that holds the secret. A name and its own `_MS` or `_FILE`
-form are one place in this order, so both at once are an error. `IOTFLOW_ENV_FILE` names a file of KEY=value lines;
-where the real environment has the same variable, the real one counts. A setting without a store (`KAFKA_…`,
-`IOTFLOW_…`) has the same order, without the store's prefix.
+Durations are in seconds; any of their names with `_MS` behind it is in milliseconds, and one that ends in `_MINUTES` in
+minutes. Sizes are in bytes, also as `64MiB`. A secret's name with `_FILE` behind it is a file that holds the secret. A
+name and its own `_MS` or `_FILE` form are one place in this order, so both at once are an error. `IOTFLOW_ENV_FILE`
+names a file of KEY=value lines; where the real environment has the same variable, the real one counts. A setting
+without a store (`KAFKA_…`, `IOTFLOW_…`) has the same order, without the store's prefix.
 """
 
 import os

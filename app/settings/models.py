@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import (
     AliasChoices,
@@ -290,6 +290,18 @@ class Settings(BaseSettings):
     commit_interval: float = setting(
         1.0, "IOTFLOW_COMMIT_INTERVAL", text="time between commits of offsets", unit="s", gt=0, le=3600
     )
+    saved_events: Literal["batch", "reading", "off"] = setting(
+        "batch", "IOTFLOW_SAVED_EVENTS", text="events of what was stored: one for each batch, or reading, or off"
+    )
+    books_interval: float = setting(
+        60.0,
+        "IOTFLOW_BOOKS_INTERVAL",
+        "REDIS_FLUSH_INTERVAL_SECONDS",
+        text="what was stored is summed up over this time",
+        unit="s",
+        ge=1,
+        le=86_400,
+    )
     types: ValueTypes = setting(
         {}, "IOTFLOW_VALUE_TYPES", text="METRIC=TYPE or MEASUREMENT.METRIC=TYPE,…; INT32, INT64, FLOAT or DOUBLE"
     )
@@ -312,10 +324,10 @@ class Settings(BaseSettings):
     sinks: dict[str, SerializeAsAny[SinkSettings]] = {}
     # Behind `sinks`, which its default is made from.
     stores: Stores = Field(
-        default_factory=lambda data: tuple(data["sinks"]),
+        default_factory=lambda data: tuple(name for name, sink in data["sinks"].items() if sink.DEFAULT),
         validation_alias=AliasChoices("STORES"),
         description="the stores that are used: NAME,NAME",
-        json_schema_extra={"default": "all there are"},
+        json_schema_extra={"default": "every database"},
     )
     notices: list[str] = []
     sources: dict[str, str] = {}

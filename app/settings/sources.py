@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from app.settings.models import Settings
-from app.settings.variables import ENV_FILE, Variable
+from app.settings.variables import ENV_FILE, MINUTES, Variable
 
 _SCHEMES: Final = frozenset({"postgres", "postgresql"})
 _URL_FORM: Final = "postgres://USER:PASSWORD@HOST:PORT/DATABASE with special characters percent-encoded"
@@ -148,7 +148,9 @@ class Environment(PydanticBaseSettingsSource):
 
     def get(self, name: str, *, secret: bool = False, seconds: bool = False) -> Found | None:
         """One name's value, or that of its `_MS` or `_FILE` form; both at once is a problem."""
-        forms = [name, *([f"{name}_MS"] if seconds else []), *([f"{name}_FILE"] if secret else [])]
+        minutes = seconds and name.endswith(MINUTES)
+        millis = [f"{name}_MS"] if seconds and not minutes else []
+        forms = [name, *millis, *([f"{name}_FILE"] if secret else [])]
         present = [form for form in forms if form in self._real] or [form for form in forms if form in self._env]
         if not present:
             return None
@@ -163,12 +165,12 @@ class Environment(PydanticBaseSettingsSource):
         if secret:
             self.secrets.add(text)
             return Found(text, form, source)
-        if form == name:
+        if form == name and not minutes:
             return Found(text, form, source, shown=text)
         try:
-            return Found(float(text) / 1000, form, source, shown=text)
+            return Found(float(text) * 60 if minutes else float(text) / 1000, form, source, shown=text)
         except ValueError:
-            self.problem(f"{form} is {text!r}: must be a number of milliseconds")
+            self.problem(f"{form} is {text!r}: must be a number of {'minutes' if minutes else 'milliseconds'}")
             return Found(None, form, source, broken=True)
 
     def _from_file(self, form: str, path: str, source: str) -> Found:

@@ -18,8 +18,11 @@ from sinks.base import SinkSettings
 Sinks = Mapping[str, type[SinkSettings]]
 
 GROUP: Final = "IOTFLOW_GROUP_"
+#: Ends the name of a duration that is in minutes.
+MINUTES: Final = "_MINUTES"
 ENV_FILE: Final = "IOTFLOW_ENV_FILE"
-#: The documents' names for what every sink has; the names of a sink's own fields are declared with the fields.
+#: The documents' names for what every sink has; the names of a sink's own fields are declared with the fields, and
+#: those of a field that it has anew are instead of these.
 GENERAL: Final[Mapping[str, tuple[str, ...]]] = {"batch_size": ("BATCH_SIZE",), "batch_timeout": ("BATCH_TIMEOUT",)}
 #: Accepted, so the documents' commands run as they stand, but nothing here needs them.
 IGNORED: Final[Mapping[str, str]] = {
@@ -65,7 +68,7 @@ class Variable(NamedTuple):
         """Every name it goes by."""
         for name in self.names:
             yield name
-            if self.unit == "s":
+            if self.unit == "s" and not name.endswith(MINUTES):
                 yield f"{name}_MS"
             if self.secret:
                 yield f"{name}_FILE"
@@ -122,9 +125,8 @@ def of(model: type[BaseModel], path: str = "") -> list[Variable]:
         names = [f"{prefix}_{name.upper()}"] if prefix else []
         alias = field.validation_alias
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-        names += [choice for choice in choices if isinstance(choice, str)]
-        if prefix:
-            names += GENERAL.get(name, ())
+        own = [choice for choice in choices if isinstance(choice, str)]
+        names += own or (GENERAL.get(name, ()) if prefix else ())
         if names:
             found.append(Variable(f"{path}{name}", tuple(dict.fromkeys(names)), field))
     return found

@@ -104,7 +104,7 @@ def _older(found: Mapping[str, Any], meta: Meta) -> Reading:
     if raw is not None:
         flags.append(UNPARSABLE)
     return Reading(
-        "telemetry",
+        gateway.MEASUREMENT,
         device_id,
         time,
         {metric: value},
@@ -278,7 +278,7 @@ def _gives(  # noqa: PLR0913  the parts of such a record
     raw: str | None = None,
 ) -> Reading:
     return Reading(
-        "telemetry",
+        gateway.MEASUREMENT,
         device_id,
         _AT,
         {metric: value},

@@ -67,7 +67,7 @@ def decode(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
         points = _points(address, meta)
         return (
             Reading(
-                "telemetry",
+                gateway.MEASUREMENT,
                 address.device_id,
                 parse(got.payload.timestamp, zone=meta.setup.zone),
                 {point.label: point.read(text, data) for point in points},
@@ -89,7 +89,7 @@ def _carefully(payload: bytes, meta: Meta) -> Sequence[Reading | Rejected]:
         members = _members(said.get("payload"), address)
         time, flags = meta.time(members.get(_TIME), "payload.timestamp", received=_received(said))
         reading = Reading(
-            "telemetry",
+            gateway.MEASUREMENT,
             address.device_id,
             time,
             {},
@@ -389,7 +389,7 @@ def _gives(  # noqa: PLR0913  the parts of a reading
     flags: Sequence[str] = (),
 ) -> Reading:
     return Reading(
-        "telemetry",
+        gateway.MEASUREMENT,
         _DEVICE,
         at,
         dict(values),

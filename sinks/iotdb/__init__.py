@@ -4,106 +4,45 @@ A metric is `root.iotflow.DEVICE.METRIC`, and `root.iotflow.DEVICE.@MEASUREMENT.
 or another measurement than the default one. What a reading says besides its values is in the series `_meta`.
 """
 
-import heapq
 import logging
 import ssl
 import struct
+import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
-from itertools import groupby
 from operator import itemgetter
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-from msgspec import Struct
-from msgspec.structs import replace
-from pydantic import AliasChoices, ConfigDict, Field, FilePath, SecretStr, model_validator
+from msgspec import Struct, structs
 
 from schemas.reading import Reading, Rejected, RejectedError
-from sinks.base import (
-    EVERYTHING,
-    Fatal,
-    Prepared,
-    Reject,
-    Retry,
-    SchemaPlan,
-    Selection,
-    SinkSettings,
-    Verdict,
-    unpaired,
-)
-from sinks.iotdb.mapping import (
-    Columns,
-    Row,
-    Rows,
-    device_path,
-    identity_of,
-    merged,
-    name_of,
-    nodes_of,
-    quoted,
-)
-from sinks.iotdb.rpc import NO_DATABASE, NO_PERMISSION, Address, Link, StatusError, driver
-from sinks.meta import META, apply_meta
+from sinks.base import Fatal, PartialWriteError, Prepared, Reject, Retry, Verdict
+from sinks.iotdb.mapping import Columns, Row, Rows, merged, nodes_of
+from sinks.iotdb.places import TRUSTED_S, Clash, Place, confirmed, refusal
+from sinks.iotdb.reading import Reader
+from sinks.iotdb.rpc import NO_DATABASE, NO_PERMISSION, TOO_OLD, Link, StatusError, driver
+from sinks.iotdb.schema import apply_schema, drift, plan_schema
+from sinks.iotdb.settings import CertificateFilesError, Settings, address
+from sinks.iotdb.times import LIMIT, counted, instant, micros
+from sinks.iotdb.ttl import rules_of, worded
 
 log = logging.getLogger(__name__)
 
-
-class Settings(SinkSettings):
-    """Where the server is."""
-
-    model_config = ConfigDict(validate_by_name=True)
-
-    PREFIX: ClassVar[str] = "IOTDB"
-    STAGE: ClassVar[str] = "store-iotdb"
-    PORT: ClassVar[int] = 6068
-
-    host: str = Field("localhost", description="host name or address of a DataNode")
-    port: int = Field(6667, ge=1, le=65535, description="its RPC port")
-    user: str = Field("root", validation_alias=AliasChoices("IOTDB_USERNAME"), description="user to log in as")
-    password: SecretStr = Field(SecretStr("root"), description="its password")
-    database: str = Field(
-        "root.iotflow", pattern=r"^root(\.[A-Za-z_][A-Za-z0-9_]*)+$", description="database that all devices are in"
-    )
-    default_measurement: str = Field("telemetry", min_length=1, description="measurement whose name is not in the path")
-    tablet_rows: int = Field(
-        500,
-        ge=2,
-        description="rows of a device in a batch from which on they go as a tablet; 5 where wal_mode is ASYNC",
-    )
-    rpc_compression: bool = Field(
-        False, description="compact protocol: as the server's dn_rpc_thrift_compression_enable is"
-    )
-    ssl: bool = Field(False, description="TLS, with the server's certificate and name verified")
-    ssl_ca: FilePath | None = Field(None, description="certificates to trust instead of the system's")
-    ssl_cert: FilePath | None = Field(None, description="client certificate")
-    ssl_key: FilePath | None = Field(None, description="key of the client certificate")
-    ssl_key_password: SecretStr | None = Field(None, description="password of that key")
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Settings":
-        flaws = unpaired(self.ssl_cert, self.ssl_key)
-        if not self.ssl and (self.ssl_ca or self.ssl_cert):
-            flaws.append("`ssl_ca` and `ssl_cert` need `ssl`: true")
-        if flaws:
-            raise ValueError("\n".join(flaws))
-        return self
-
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-#: Microseconds in the server's unit; a nanosecond is less.
-_MICROS: Final = {"ms": 1000, "us": 1}
-_LIMIT: Final = 2**63
 #: Devices whose last instant is remembered, to see collisions.
-_REMEMBERED: Final = 65536
+_REMEMBERED: Final = 65_536
+#: IoTDB devices whose paths and types are remembered.
+_PLACES: Final = 32_768
 #: Longer names of devices and channels are not remembered, so that hostile ones cannot fill the memory.
 _REMEMBERED_CHARS: Final = 512
-#: Devices of one query: the memory that the server has for one would not do for all.
-_COUNTED_AT_ONCE: Final = 200
-#: Rows of a page of a scan.
-_PAGE: Final = 5000
+#: Devices whose types a write asks for at most; what others clash with is the server's to say.
+_ASKED_AT_ONCE: Final = 100
+#: Seconds beyond its TTL that make a row too old without asking for the server's clock.
+_MARGIN_S: Final = 60.0
 _MILLISECONDS: Final = "to keep microseconds, set up a new server with timestamp_precision=us"
+#: What a sink's module has beside its sink.
+__all__ = ["IoTDBSink", "Settings", "Sink", "apply_schema", "drift", "plan_schema"]
 
 
 class Payload(Struct, frozen=True):
@@ -111,11 +50,16 @@ class Payload(Struct, frozen=True):
 
     requests: Sequence[tuple[str, Any]]
     precision: str
+    #: Those that have a form.
     readings: Sequence[Reading]
+    #: Where columns are stored that were not the last ones there.
+    news: Sequence[tuple[Place, Columns]] = ()
+    #: By index in `readings`: what clashes with a type that is remembered from long ago.
+    doubts: Mapping[int, tuple[Place, Clash]] = {}
 
 
-class IoTDBSink:
-    """`sinks.base.Sink` for Apache IoTDB 1.3 or newer.
+class IoTDBSink(Reader):
+    """`sinks.base.Sink` for Apache IoTDB 1.3 or newer; tried on 2.0.1-beta.
 
     Limits: integers beyond 2^53 need an INT32 or INT64 override; a null does not replace a stored value; two readings
     of one device, measurement, channel and time share their `_meta`, the later one's that has any; of a reading that
@@ -125,15 +69,30 @@ class IoTDBSink:
 
     name = "iotdb"
 
-    def __init__(self, settings: Settings, types: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        types: Mapping[str, str] | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.settings = settings
+        self._monotonic = monotonic
+        self._wall = wall
         self._rows = Rows(types or {})
         #: On a server that counts milliseconds: how often an instant fell on the one before it of its device.
         self.collisions = 0
         self._instants: dict[str, tuple[int, datetime]] = {}
         self._precision = "us"
         self._link: Link | None = None
-        self._known_path = lru_cache(maxsize=32_768)(self._new_path)
+        self._session = 0
+        self._known_place = lru_cache(maxsize=_PLACES)(self._new_place)
+
+    @property
+    def place(self) -> str:
+        """Where it stores, without secrets."""
+        return f"{_login(self.settings)}/{self.settings.database}"
 
     async def open(self) -> None:
         """Connect. Raises what `classify` knows."""
@@ -141,6 +100,7 @@ class IoTDBSink:
         link = Link(address(self.settings))
         await link.connect()
         self._link = link
+        self._session = 0
         self._meet(link)
 
     async def close(self) -> None:
@@ -155,11 +115,18 @@ class IoTDBSink:
         return self._link
 
     def _meet(self, link: Link) -> None:
+        if link.sessions == self._session:
+            return
+        self._session = link.sessions
+        self._forget()
         if link.precision == self._precision:
             return
         self._precision = link.precision
         if link.precision == "ms":
             log.warning("the server counts milliseconds", extra={"sink": self.name, "remedy": _MILLISECONDS})
+
+    def _forget(self) -> None:
+        self._known_place.cache_clear()
 
     async def probe(self) -> None:
         """See that the database is there, and insert no records."""
@@ -175,21 +142,39 @@ class IoTDBSink:
         """One row for each device, measurement, channel and time; the last value of a metric wins."""
         rows: dict[tuple[str, int], Row] = {}
         rejected: dict[int, Rejected] = {}
-        row_of = self._rows.row
+        news: list[tuple[Place, Columns]] = []
+        doubts: dict[int, tuple[Place, Clash]] = {}
+        row_of, place_of = self._rows.row, self._place
+        in_micros = self._precision == "us"
         for index, reading in enumerate(readings):
             try:
                 row = row_of(reading)
                 if row is None:
                     continue
-                path = self._path(reading.device_id, reading.measurement, reading.channel)
-                key = path, self._at(path, reading.time)
+                where = place_of(reading)
+                path = where.path
+                key = path, micros(reading.time) if in_micros else self._at(path, reading.time)
+                if where.stored is not row[0].itself:
+                    if found := where.clash(row[0]):
+                        self._believe(where, found)
+                        doubts[index - len(rejected)] = where, found
+                    news.append((where, row[0]))
             except RejectedError as error:
                 rejected[index] = error.rejected
                 continue
             older = rows.setdefault(key, row)
             if older is not row:
                 rows[key] = merged(older, row)
-        return Prepared(Payload(self._requests(rows), self._precision, readings), len(rows), rejected)
+        if rejected:
+            readings = [reading for index, reading in enumerate(readings) if index not in rejected]
+        payload = Payload(self._requests(rows), self._precision, readings, news, doubts)
+        return Prepared(payload, len(rows), rejected)
+
+    def _believe(self, where: Place, found: Clash) -> None:
+        """Raises `RejectedError` where what is remembered is fresh; else the server is asked before it is written."""
+        if self._monotonic() - where.since < TRUSTED_S:
+            why = refusal(where.path, found)
+            raise RejectedError(why.reason, why.error)
 
     def _requests(self, rows: Mapping[tuple[str, int], Row]) -> list[tuple[str, Any]]:
         """Records, and a tablet for what is many rows of the same columns."""
@@ -224,20 +209,18 @@ class IoTDBSink:
         named = (("insertRecords", records), ("insertTablets", tablets))
         return [(name, request) for name, request in named if request.prefixPaths]
 
-    def _path(self, device: str, measurement: str, channel: str) -> str:
+    def _place(self, reading: Reading) -> Place:
+        device, channel = reading.device_id, reading.channel
         short = len(device) + len(channel) <= _REMEMBERED_CHARS
-        return (self._known_path if short else self._new_path)(device, measurement, channel)
+        return (self._known_place if short else self._new_place)(device, reading.measurement, channel)
 
-    def _new_path(self, device: str, measurement: str, channel: str) -> str:
-        path = device_path(device, measurement, channel, self.settings.default_measurement)
-        return f"{self.settings.database}.{path}"
+    def _new_place(self, device: str, measurement: str, channel: str) -> Place:
+        return Place(self._path(device, measurement, channel))
 
     def _at(self, path: str, time: datetime) -> int:
-        """A time as the server counts it."""
-        if self._precision == "us":
-            return _micros(time)
-        at = _counted(_micros(time), self._precision)
-        if not -_LIMIT <= at < _LIMIT:
+        """A time as a server counts it that does not count microseconds."""
+        at = counted(micros(time), self._precision)
+        if not -LIMIT <= at < LIMIT:
             raise RejectedError("bad_timestamp", f"{time} is more than a server that counts nanoseconds can hold")
         last = self._instants.get(path, (at, time))
         if last[0] == at and last[1] != time:
@@ -253,14 +236,60 @@ class IoTDBSink:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     async def write(self, payload: Payload) -> None:
-        """Insert the rows. What the server was doing when this is cancelled, it does all the same."""
+        """Insert the rows. What the server was doing when this is cancelled, it does all the same.
+
+        Raises `PartialWriteError` for rows that are too old, or that clash with a type that the server was asked for.
+        """
         link = self._connected()
         await link.connect()
         self._meet(link)
         if payload.precision != self._precision:  # another server than when it was prepared
-            payload = self.prepare(payload.readings).payload
-        for name, request in payload.requests:
-            await link.call(name, request)
+            prepared = self.prepare(payload.readings)
+            if prepared.rejected:
+                raise PartialWriteError(prepared.rejected)
+            payload = prepared.payload
+        if payload.doubts:
+            await self._settle(payload.doubts)
+        try:
+            for name, request in payload.requests:
+                await link.call(name, request)
+        except StatusError as error:
+            if TOO_OLD in error.codes and (old := await self._too_old(payload.readings)):
+                raise PartialWriteError(old) from error
+            raise
+        now = self._monotonic()
+        for where, columns in payload.news:
+            where.learn(columns, now)
+
+    async def _settle(self, doubts: Mapping[int, tuple[Place, Clash]]) -> None:
+        """Ask for the types that readings clash with, and refuse those that do."""
+        asked: dict[str, dict[str, str]] = {}
+        rejected: dict[int, Rejected] = {}
+        for index, (where, found) in doubts.items():
+            if where.path not in asked and len(asked) >= _ASKED_AT_ONCE:
+                continue
+            if where.path not in asked:
+                asked[where.path] = await self._types_of(where.path)
+            if confirmed(found, asked[where.path]):
+                where.since = self._monotonic()
+                rejected[index] = refusal(where.path, found)
+            else:
+                where.stored = None
+        if rejected:
+            raise PartialWriteError(rejected)
+
+    async def _too_old(self, readings: Sequence[Reading]) -> dict[int, Rejected]:
+        """Those that are past their TTL for sure, by index; the server has refused some and does not say which."""
+        rules = await rules_of(self._connected())
+        now = self._wall() - _MARGIN_S
+        found: dict[int, Rejected] = {}
+        for index, reading in enumerate(readings):
+            path = self._place(reading).path
+            ttl_ms = rules.of(nodes_of(path))
+            if ttl_ms is not None and micros(reading.time) < now * 1e6 - ttl_ms * 1000:
+                said = f"{reading.time.isoformat()} is past the TTL of {path}, which is {worded(ttl_ms)}"
+                found[index] = Rejected("too_old", said)
+        return found
 
     def classify(self, error: BaseException) -> Verdict:
         """By the server's status codes; what is not known is tried again: a lost row is worse than a late one."""
@@ -274,184 +303,57 @@ class IoTDBSink:
             return Reject(Rejected("bad_value", f"{type(error).__name__}: {error}"))
         return Retry(f"{type(error).__name__}: {error}")
 
-    # -- reading back --------------------------------------------------------------------------------------------------
+    # -- reading back: `Reader` has the rest ---------------------------------------------------------------------------
 
     def kept(self, reading: Reading) -> Reading | None:
         """All but nulls, as its types and the server's precision hold it; None where nothing is left to say."""
         found = self._rows.kept(reading)
-        return found and replace(found, time=self._time(_counted(_micros(found.time), self._precision)))
-
-    async def execute(self, statement: str) -> list[tuple[Any, ...]]:
-        """The rows of any statement, without their time."""
-        _, rows = await self._connected().execute(statement)
-        return [row[1:] for row in rows]
-
-    async def count(self) -> int:
-        """How many values are stored."""
-        paths = [path for path, *_ in await self.execute(f"SHOW DEVICES {self.settings.database}.**")]
-        total = 0
-        for start in range(0, len(paths), _COUNTED_AT_ONCE):
-            some = ", ".join(map(quoted, paths[start : start + _COUNTED_AT_ONCE]))
-            names, rows = await self._connected().execute(f"SELECT count(*) FROM {some} ALIGN BY DEVICE")  # noqa: S608
-            counted = [place for place, name in enumerate(names, 1) if name not in {"Device", f"count({META})"}]
-            total += sum(row[place] or 0 for row in rows for place in counted)
-        return total
-
-    async def scan(self, where: Selection = EVERYTHING) -> AsyncIterator[Reading]:
-        """Every stored reading in (device, time, channel, measurement) order; `start` inclusive, `end` exclusive."""
-        measurement, device_id, start, end = where.measurement, where.device_id, where.start, where.end
-        settings = self.settings
-        depth = settings.database.count(".") + 1
-        found: list[tuple[str, str, str]] = []
-        for path, *_ in await self.execute(f"SHOW DEVICES {settings.database}.**"):
-            identity = identity_of(nodes_of(path)[depth:], settings.default_measurement)
-            if identity and device_id in {None, identity[0]} and measurement in {None, identity[2]}:
-                found.append(identity)
-        for _, series in groupby(sorted(found), key=itemgetter(0)):
-            async for reading in _in_order([self._series(each, start, end) for each in series]):
-                yield reading
-
-    async def _series(
-        self, identity: tuple[str, str, str], start: datetime | None, end: datetime | None
-    ) -> AsyncIterator[Reading]:
-        """The readings of one IoTDB device by time, page by page: no query stays open on the server between pages."""
-        device, channel, measurement = identity
-        link, path = self._connected(), quoted(self._path(device, measurement, channel))
-        until = [f"time < {self._bound(end)}"] if end else []
-        since = [f"time >= {self._bound(start)}"] if start else []
-        while True:
-            where = f"WHERE {' AND '.join(since + until)} " if since or until else ""
-            names, rows = await link.execute(f"SELECT * FROM {path} {where}LIMIT {_PAGE}")  # noqa: S608  it is quoted
-            nodes = [nodes_of(name)[-1] for name in names]
-            at, count = 0, 0
-            for at, *cells in rows:
-                row = {node: cell for node, cell in zip(nodes, cells, strict=True) if cell is not None}
-                said = apply_meta(row.pop(META, ""), measurement)
-                values = {name_of(node): cell for node, cell in row.items()}
-                yield Reading(measurement, device, self._time(at), values, channel, **said)
-                count += 1
-            if count < _PAGE:
-                return
-            since = [f"time > {at}"]
-
-    def _bound(self, time: datetime) -> int:
-        """The first instant of the server that is not before a time."""
-        return -_counted(-_micros(time), self._precision)
-
-    def _time(self, at: int) -> datetime:
-        micros = at // 1000 if self._precision == "ns" else at * _MICROS[self._precision]
-        return _EPOCH + timedelta(microseconds=micros)
-
-
-async def _in_order(series: Sequence[AsyncIterator[Reading]]) -> AsyncIterator[Reading]:
-    """The readings of several series, each by time, as one."""
-    heap: list[tuple[datetime, str, str, int, Reading]] = []
-
-    async def push(number: int) -> None:
-        async for reading in series[number]:
-            heapq.heappush(heap, (reading.time, reading.channel, reading.measurement, number, reading))
-            return
-
-    for number in range(len(series)):
-        await push(number)
-    while heap:
-        _, _, _, number, reading = heapq.heappop(heap)
-        yield reading
-        await push(number)
-
-
-def _micros(time: datetime) -> int:
-    since = time - _EPOCH
-    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def _counted(micros: int, precision: str) -> int:
-    """Microseconds as the server counts them; what is less than its unit is cut off."""
-    return micros * 1000 if precision == "ns" else micros // _MICROS[precision]
+        if found is None:
+            return None
+        return structs.replace(found, time=instant(counted(micros(found.time), self._precision), self._precision))
 
 
 #: Status codes that mean the data: names, types, times before the TTL, what is there as something else.
 _OF_THE_DATA: Final = frozenset({503, 505, 506, 507, 508, 509, 528, 560, 607, 609, 614, 615, 616, 701, 750, 752})
+#: Who grants must have been granted it with that option.
+_NO_GRANT: Final = 817
+_ADMINISTRATOR: Final = "run it as an administrator, such as root (IOTDB_USER, IOTDB_PASSWORD)"
 #: The server's own limits of a request's size and time.
 _TOO_MUCH: Final = frozenset({712, 1702, 1705})
 
 
 def _classify(error: StatusError, settings: Settings) -> Verdict:
     fatal = {
-        NO_DATABASE: f"no database {settings.database} that {_place(settings)} can see: run iotflow schema apply, "
+        NO_DATABASE: f"no database {settings.database} that {_login(settings)} can see: run iotflow schema apply, "
         f"or {_grant(settings)}",
-        801: f"IoTDB refuses the password of {_place(settings)}: set IOTDB_PASSWORD or IOTDB_PASSWORD_FILE",
-        804: f"IoTDB has no user as in {_place(settings)}: set IOTDB_USER",
-        NO_PERMISSION: f"{_place(settings)} may not do this ({error}): {_grant(settings)}",
+        801: f"IoTDB refuses the password of {_login(settings)}: set IOTDB_PASSWORD or IOTDB_PASSWORD_FILE",
+        804: f"IoTDB has no user as in {_login(settings)}: set IOTDB_USER",
+        NO_PERMISSION: f"{_login(settings)} may not do this ({error}): {_mend(error, settings)}",
+        _NO_GRANT: f"{_login(settings)} may not do this ({error}): {_ADMINISTRATOR}",
     }
     remedy = next((fatal[code] for code in fatal if code in error.codes), None)
     if remedy is not None:
         return Fatal(remedy)
+    if error.codes == {TOO_OLD}:
+        return Reject(Rejected("too_old", str(error)))
     if error.codes <= _OF_THE_DATA:
         missing = ": make the series, or set enable_auto_create_schema" if "does not exist" in str(error) else ""
         return Reject(Rejected("refused", f"{error}{missing}"))
     return Retry(str(error), smaller=bool(error.codes & _TOO_MUCH))
 
 
-def _place(settings: Settings) -> str:
+def _mend(error: StatusError, settings: Settings) -> str:
+    """An administrator's rights are needed for the database itself, not for what is in it."""
+    return _ADMINISTRATOR if "MANAGE_" in str(error) or f"[{settings.database}]" in str(error) else _grant(settings)
+
+
+def _login(settings: Settings) -> str:
     return f"{settings.user}@{settings.host}:{settings.port}"
 
 
 def _grant(settings: Settings) -> str:
     rights = "READ_DATA, WRITE_DATA, READ_SCHEMA, WRITE_SCHEMA"
     return f"GRANT {rights} ON {settings.database}.** TO USER {settings.user}"
-
-
-class CertificateFilesError(Exception):
-    """A file with a certificate or a key cannot be used."""
-
-
-def _tls(settings: Settings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.ssl_ca)
-        if settings.ssl_cert is not None:
-            # Without a password OpenSSL would ask for one at the terminal.
-            password = settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
-            context.load_cert_chain(settings.ssl_cert, settings.ssl_key, password)
-    except OSError as error:  # ssl.SSLError is one
-        what = "IOTDB_SSL_CA, IOTDB_SSL_CERT and IOTDB_SSL_KEY"
-        raise CertificateFilesError(f"{what} do not work ({error})") from error
-    return context
-
-
-def address(settings: Settings) -> Address:
-    """How to reach the server. Raises `CertificateFilesError`."""
-    context = _tls(settings) if settings.ssl else None
-    return Address(
-        host=settings.host,
-        port=settings.port,
-        user=settings.user,
-        password=settings.password.get_secret_value(),
-        timeout_s=settings.write_timeout,
-        tls=context,
-        compact=settings.rpc_compression,
-    )
-
-
-async def _apply(settings: Settings) -> list[str]:
-    """Make the database; returns what to tell the user. May be run again. Raises what `IoTDBSink.classify` knows."""
-    link = Link(address(settings))
-    try:
-        try:
-            await link.execute(f"CREATE DATABASE {settings.database}")
-        except StatusError:  # the grammar has no IF NOT EXISTS, and one above it says "exists" too
-            _, rows = await link.execute(f"SHOW DATABASES {settings.database}")
-            if next(rows, None) is None:
-                raise
-        coarse = f"; {_MILLISECONDS}" if link.precision == "ms" else ""
-        return [f"{settings.database}: database that counts {link.precision}{coarse}"]
-    finally:
-        link.close()
-
-
-async def apply_schema(settings: Settings, types: Mapping[str, str] | None = None) -> SchemaPlan:  # noqa: ARG001
-    """Make what is missing; returns what to tell the user. May be run again. Raises what the sink's classify knows."""
-    return SchemaPlan("", notes=await _apply(settings))
 
 
 #: What the registry of sinks makes one with.

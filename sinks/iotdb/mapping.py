@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
+from weakref import ref
 
 from msgspec.structs import replace
 
@@ -41,8 +42,8 @@ def _escaped(name: str, *, taken: bool = False) -> str:
     return name
 
 
-def _ticked(node: str) -> str:
-    return node if _PLAIN.fullmatch(node) else f"`{node.replace('`', '``')}`"
+def _if_odd(node: str) -> str:
+    return node if _PLAIN.fullmatch(node) else ticked(node)
 
 
 def name_of(node: str) -> str:
@@ -55,26 +56,40 @@ def name_of(node: str) -> str:
 def device_path(device: str, measurement: str, channel: str, default_measurement: str) -> str:
     """The path, below the database, of the IoTDB device for a device, measurement and channel."""
     if measurement == default_measurement and not channel:
-        return _ticked(_escaped(device))
+        return _if_odd(_escaped(device))
     # The sign before a measurement stays outside of its escape, where no metric's node has it.
     last = _escaped(channel, taken=channel == _NO_CHANNEL) if channel else _NO_CHANNEL
-    return ".".join(map(_ticked, (_escaped(device), _MEASUREMENT + _escaped(measurement), last)))
+    return ".".join(map(_if_odd, (_escaped(device), _MEASUREMENT + _escaped(measurement), last)))
 
 
 def series_node(metric: str) -> str:
     """The last node of the path of a metric's series."""
-    return _ticked(_escaped(metric, taken=metric.startswith(_MEASUREMENT) or metric == META))
+    return _if_odd(_escaped(metric, taken=metric.startswith(_MEASUREMENT) or metric == META))
 
 
 def quoted(path: str) -> str:
     """A path as statements take it, where more words are reserved than in requests."""
-    first, *others = nodes_of(path)
-    return ".".join([first, *(f"`{node.replace('`', '``')}`" for node in others)])
+    return written(nodes_of(path))
+
+
+def written(nodes: Sequence[str]) -> str:
+    """Nodes as a path that statements take."""
+    return ".".join([nodes[0], *map(ticked, nodes[1:])])
+
+
+def shown(nodes: Sequence[str]) -> str:
+    """Nodes as a path that a person reads."""
+    return ".".join(map(_if_odd, nodes))
+
+
+def ticked(node: str) -> str:
+    """A node between back-ticks."""
+    return f"`{node.replace('`', '``')}`"
 
 
 def nodes_of(path: str) -> list[str]:
     """A path's nodes, without their back-ticks."""
-    return [plain or ticked.replace("``", "`") for ticked, plain in _NODE.findall(path)]
+    return [plain or odd.replace("``", "`") for odd, plain in _NODE.findall(path)]
 
 
 def identity_of(nodes: Sequence[str], default_measurement: str) -> tuple[str, str, str] | None:
@@ -90,11 +105,13 @@ def identity_of(nodes: Sequence[str], default_measurement: str) -> tuple[str, st
 class Columns:
     """The series that a row has values of; one object for each combination, so that its rows can be gathered by it."""
 
-    __slots__ = ("_numbers", "_text_last", "_types", "kinds", "nodes")
+    __slots__ = ("__weakref__", "_numbers", "_text_last", "_types", "itself", "kinds", "nodes")
 
     def __init__(self, nodes: Sequence[str], kinds: Sequence[int]) -> None:
         self.nodes = list(nodes)
         self.kinds = list(kinds)
+        #: For whoever remembers these columns and must not keep them.
+        self.itself = ref(self)
         # Nearly all rows are numbers, with `_meta` behind them or without: one call packs them.
         self._text_last = self.kinds[-1:] == [TEXT]
         numbers = self.kinds[:-1] if self._text_last else self.kinds
@@ -197,7 +214,7 @@ class Rows:
             return None
         kinds = dict(zip(row[0].nodes, row[0].kinds, strict=True))
         floats = {name for name in reading.values if kinds.get(series_node(name)) == FLOAT}
-        values = {name: _single(value) if name in floats else value for name, value in reading.values.items()}
+        values = {name: single(value) if name in floats else value for name, value in reading.values.items()}
         return without_nulls(replace(reading, values=values))
 
     def _new_plan(self, measurement: str, names: tuple[str, ...], classes: tuple[type, ...], *also: str) -> _Plan:
@@ -232,5 +249,6 @@ def _check(metric: str, value: Any, kind: int) -> None:
         )
 
 
-def _single(value: Any) -> Any:
+def single(value: Any) -> Any:
+    """A number as a FLOAT holds it; None stays."""
     return value if value is None else struct.unpack(">f", struct.pack(">f", value))[0]

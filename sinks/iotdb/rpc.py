@@ -17,11 +17,13 @@ from msgspec import Struct
 
 #: The numbers of the server's types, and how `struct` calls all but the last.
 BOOLEAN, INT32, INT64, FLOAT, DOUBLE, TEXT = range(6)
+TYPES: Final = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", "TEXT")
 FORMAT: Final = "?iqfd"
 LENGTH: Final = struct.Struct(">i")
 
 NO_DATABASE: Final = 500
 NO_PERMISSION: Final = 803
+TOO_OLD: Final = 607
 _NOT_LOGGED_IN: Final = 802
 _SUCCESS: Final = frozenset({200, 400})
 _MANY: Final = 302
@@ -95,6 +97,8 @@ class Link:
         self.address = address
         #: How the server counts time (ms, us, ns); '' before the first session.
         self.precision = ""
+        #: How many sessions there have been.
+        self.sessions = 0
         self._session = self._statement = 0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._lock = asyncio.Lock()
@@ -153,6 +157,7 @@ class Link:
             self.close()
             raise
         self.precision = (opened.configuration or {}).get("timestamp_precision", "ms")
+        self.sessions += 1
 
     async def _ask(self, name: str, request: Any) -> Any:
         """Send one frame and receive one."""

@@ -6,6 +6,7 @@ reserved measurements, whose wide tables have their columns from the start.
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -15,12 +16,19 @@ from sinks.base import integer_type
 
 #: A wide table's columns for metrics, by the kind of value: number, integer by override, text, boolean.
 Kind = Literal["double precision", "bigint", "text", "boolean"]
+#: What a person calls them.
+KINDS: Final[Mapping[str, Kind]] = {
+    "number": "double precision",
+    "integer": "bigint",
+    "text": "text",
+    "boolean": "boolean",
+}
 
 _C: Final = 'text COLLATE "C"'
 
 
 class Column(Struct, frozen=True):
-    """A column. `derived` is the SQL that computes it from a staged row `s`, for what is not copied."""
+    """A column. `derived` is the SQL that computes it from a row `s`, for views of tables that do not have it."""
 
     name: str
     #: As in DDL, with its collation.
@@ -42,7 +50,7 @@ class Table(Struct, frozen=True):
     """A table. Its key's index leads with the device, so that it serves every query for one."""
 
     name: str
-    #: The column of time, which a hypertable is cut by.
+    #: The column of time, which a hypertable is cut by; '' for what is no time series.
     time: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
@@ -67,8 +75,27 @@ class Table(Struct, frozen=True):
 
 def quoted(name: str) -> str:
     """A name as SQL has it."""
-    return name if name.isidentifier() and name.isascii() and name.islower() else '"' + name.replace('"', '""') + '"'
+    return '"' + name.replace('"', '""') + '"'
 
+
+#: What this lock is held for: changing tables, by a worker or by `schema apply`.
+SCHEMA_LOCK: Final = 0x696F74666C6F77
+#: Tables and views that are no measurement's.
+TAKEN_TABLES: Final = frozenset(
+    {
+        "alert",
+        "compression_stats",
+        "iot_daily_stats",
+        "iot_hourly_stats",
+        "iot_measurements",
+        "iotflow_schema",
+        "measurements",
+        "realtime",
+        "recent_activity",
+        "sink_offsets",
+        "uncompressed_chunks",
+    }
+)
 
 #: The tag that becomes the column `topic`.
 ORIGINAL_TOPIC: Final = "original_topic"
@@ -76,7 +103,7 @@ ORIGINAL_TOPIC: Final = "original_topic"
 NARROW: Final = Table(
     name="iot_measurements",
     time="timestamp",
-    # `timestamp` to `meta` in the order of a staged row; the address columns of the documents are read off the channel.
+    # In the order of a row as it is copied, but for the last; `connector_mode` and so on are read off the channel.
     columns=(
         Column("timestamp", "timestamptz", null=False),
         Column("measurement", _C, null=False),
@@ -124,10 +151,16 @@ NARROW: Final = Table(
     segment_by=("device_id", "component_type"),
 )
 
-#: Columns of a wide table that are not metrics; a metric of such a name is stored under another (`column_of`).
-TAKEN: Final = frozenset({"ts", "device_id", "channel", "meta", "created_at"})
+#: Columns of a wide table that are not metrics.
+FIXED: Final = frozenset({"ts", "device_id", "channel", "meta", "created_at"})
+#: No metric's column has such a name: those, and PostgreSQL's own columns of every table.
+TAKEN: Final = FIXED | {"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 #: Before a metric's name that cannot be a column's as it is.
 _MARK: Final = "="
+#: Begins the column of a metric whose name is too long; no marked name begins so.
+_LONG: Final = "=#"
+#: Hexadecimal digits of its digest that such a column's name has.
+_DIGITS: Final = 16
 #: PostgreSQL cuts longer names off, in bytes.
 NAME_BYTES: Final = 63
 
@@ -157,7 +190,8 @@ RESERVED: Final[Mapping[str, Mapping[str, Kind]]] = {
         **dict.fromkeys(("batch_id", "storage_type", "storage_path", "flush_type"), "text"),
         **dict.fromkeys(("period_start", "period_end"), "text"),
         **dict.fromkeys(
-            ("record_count", "row_count", "size_bytes", "flush_count", "success_count", "error_count"), "bigint"
+            ("record_count", "row_count", "size_bytes", "flush_count", "success_count", "error_count", "retry_count"),
+            "bigint",
         ),
         "duration_ms": "double precision",
         "error_message": "text",
@@ -166,13 +200,31 @@ RESERVED: Final[Mapping[str, Mapping[str, Kind]]] = {
 
 
 def column_of(metric: str) -> str:
-    """The column for a metric; no two metrics have the same. One longer than `NAME_BYTES` cannot be made."""
-    return _MARK + metric if metric in TAKEN or metric.startswith(_MARK) else metric
+    """The column for a metric; no two metrics have the same.
+
+    Of a name that is longer than `NAME_BYTES` the column has its beginning, and all of it is the column's comment.
+    """
+    column = _MARK + metric if metric in TAKEN or metric.startswith(_MARK) else metric
+    if len(column.encode()) <= NAME_BYTES:
+        return column
+    head = f"{_LONG}{sha256(metric.encode()).hexdigest()[:_DIGITS]}#"
+    return head + metric.encode()[: NAME_BYTES - len(head)].decode(errors="ignore")
 
 
-def metric_of(column: str) -> str:
+def metric_of(column: str, comment: str | None = None) -> str:
     """The metric of a wide table's column."""
+    if column.startswith(_LONG):
+        return comment if comment is not None and column_of(comment) == column else column
     return column.removeprefix(_MARK)
+
+
+def comment_of(table: str, metric: str) -> str | None:
+    """The statement that keeps a metric's name where its column cannot."""
+    column = column_of(metric)
+    if not column.startswith(_LONG):
+        return None
+    text = metric.replace("'", "''").replace("\\", "\\\\")
+    return f"COMMENT ON COLUMN {quoted(table)}.{quoted(column)} IS E'{text}'"
 
 
 def declared(measurement: str, types: Mapping[str, str]) -> dict[str, Kind]:
@@ -204,3 +256,19 @@ def wide(measurement: str, metrics: Mapping[str, Kind]) -> Table:
         segment_by=("device_id",),
         measurement=measurement,
     )
+
+
+#: Which versions of the schema were applied.
+VERSIONS: Final = Table(
+    name="iotflow_schema",
+    time="",
+    columns=(
+        Column("version", "integer", null=False),
+        Column("applied_at", "timestamptz", null=False, default="now()"),
+        Column("iotflow_version", "text", null=False),
+    ),
+    key=("version",),
+    key_name="iotflow_schema_key",
+    indexes={},
+    segment_by=(),
+)

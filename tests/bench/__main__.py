@@ -45,7 +45,8 @@ def start(stack: Stack, stores: Iterable[str]) -> dict[str, str]:
     absent: dict[str, str] = {}
     for store in stores:
         try:
-            stack.up([lab_of(store).server_name], on_progress=say)
+            if server := lab_of(store).server_name:
+                stack.up([server], on_progress=say)
         except (ServerError, ImportError) as error:
             absent[store] = str(error)
             say(f"{store}: {error}")
@@ -80,7 +81,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it runs, not how fast")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help=f"store, latency, or one of {', '.join(PARTS)}"
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"store, batches, latency, or one of {', '.join(PARTS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()

@@ -100,7 +100,7 @@ async def store(spec: Spec, way: str) -> None:
     kind = bare_of(spec.store)
     assert kind is not None
     client = kind(settings)
-    batches = await readings(spec)
+    batches = (await readings(spec))[spec.share :: spec.of]
     sizes = [(sink.prepare(batch).rows, len(batch)) for batch in batches]
     made = [sink.prepare(batch).payload for batch in batches] if way == "ahead" else []
     await client.open()
@@ -114,6 +114,8 @@ async def store(spec: Spec, way: str) -> None:
     gc.freeze()  # what was loaded beforehand must not be walked through again and again
     spec.ready.touch()
     await asyncio.sleep(1.0)
+    while spec.of > 1 and not spec.go.exists():  # noqa: ASYNC110  another process makes it
+        await asyncio.sleep(0.005)
     for step, (rows, size) in zip(steps, sizes, strict=True):
         await step
         spec.stored(rows, size)

@@ -6,7 +6,7 @@ from functools import partial
 from msgspec import Struct
 
 from sinks import registry
-from tests.bench import decode, dialects, latency, store
+from tests.bench import batches, decode, dialects, latency, store
 from tests.bench.bench import Bench, say
 from tests.bench.figures import Figure
 
@@ -32,6 +32,8 @@ async def peers(bench: Bench) -> list[Figure]:
 
 def _parts() -> dict[str, Part]:
     stages = {name: str(module.Settings.STAGE) for name, module in registry.load().items()}
+    # Files wait for more readings, so how soon they are there says nothing.
+    prompt = [name for name, module in registry.load().items() if module.Settings.DEFAULT]
     parts = {
         "dialects": Part(dialects.decode_alone, 200.0),
         "consume": Part(decode.consume, 100.0),
@@ -40,10 +42,11 @@ def _parts() -> dict[str, Part]:
     for name, stage in stages.items():
         parts[stage] = Part(partial(store.measure, store=name, part=stage), 300.0, [name])
     for name in stages:
+        parts[f"batches-{name}"] = Part(partial(batches.measure, store=name, part=f"batches-{name}"), 100.0, [name])
+    for name in prompt:
         part = f"latency-{name}"
         parts[part] = Part(partial(latency.one, store=name, part=part), 100.0, [name])
-    everything = list(stages)
-    parts["latency-all"] = Part(partial(latency.together, stores=everything, part="latency-all"), 130.0, everything)
+    parts["latency-all"] = Part(partial(latency.together, stores=prompt, part="latency-all"), 130.0, prompt)
     parts["peers"] = Part(peers, 5.0)
     return parts
 
@@ -53,7 +56,7 @@ PARTS: Mapping[str, Part] = _parts()
 
 
 def chosen(names: Sequence[str]) -> dict[str, Part]:
-    """The parts of these names or kinds (`store`, `latency`), all when there are none; raises `ValueError`."""
+    """The parts of these names or kinds (`store`, `batches`, `latency`), else all of them; raises `ValueError`."""
     for name in names:
         if not any(_is(part, name) for part in PARTS):
             raise ValueError(f"no part is called {name!r}; there are: {', '.join(PARTS)}")

@@ -51,11 +51,19 @@ class Spec(Struct):
     place: dict[str, str] = {}
     #: Records to store, where the contender reads them all beforehand.
     count: int = 0
+    #: Of so many contenders that store at once, which one this is: each takes every so-manieth batch.
+    of: int = 1
+    share: int = 0
 
     @property
     def ready(self) -> Path:
         """Exists once the contender has its partitions, or its data."""
         return Path(self.folder) / "ready"
+
+    @property
+    def go(self) -> Path:
+        """Exists once all that store at once are ready."""
+        return Path(self.folder) / "go"
 
     @property
     def progress(self) -> Path:

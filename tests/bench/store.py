@@ -4,6 +4,7 @@ import asyncio
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import NamedTuple
 
@@ -15,13 +16,11 @@ from tests.bench.bench import Bench, Storeless, say
 from tests.bench.figures import Figure
 from tests.bench.load import METRICS, Load
 from tests.bench.spec import Contender
-from tests.bench.stores import bare_of
+from tests.bench.stores import Bare, bare_of
 from tests.bench.watch import Watch
 from tests.lab.pipeline import Pipeline, Process
 from tests.lab.stores import StoreLab
 
-#: The target of every ratio to a bare client.
-_RATIO = 0.85
 #: From this share of what there is, something counts as busy.
 _BUSY = 0.9
 
@@ -131,6 +130,37 @@ async def other(bench: Bench, store: str, kind: str, topic: str, loaded: int, co
             return await _measured(bench, lab, contender.pid, lambda: of_progress(contender), count)
 
 
+async def limit(bench: Bench, store: str, topic: str, count: int) -> float:
+    """What the server takes at most, in rows a second: prepared batches through as many connections as it has cores."""
+    width = psutil.cpu_count() or 1
+    async with bench.place(store) as lab, AsyncExitStack() as stack:
+        contenders = [
+            await stack.enter_async_context(
+                Contender(
+                    bench.spec(
+                        "bare-store-ahead", topic, store=store, place=lab.env, count=count, of=width, share=share
+                    )
+                )
+            )
+            for share in range(width)
+        ]
+        for contender in contenders:
+            contender.spec.go.touch()
+        while True:
+            stored = sorted(batch for contender in contenders for batch in of_progress(contender))
+            if sum(batch.readings for batch in stored) >= count:
+                break
+            await asyncio.sleep(0.25)
+        async with lab.opened() as sink:
+            found = await sink.count()
+    if found < count * METRICS:
+        raise RuntimeError(f"{count * METRICS} values should be stored, not {found}")
+    start, end, rows = window(stored)
+    rate = rows / (end - start)
+    say(f"  the server's limit, by {width} connections: {rate:,.0f} rows/s")
+    return rate
+
+
 async def measure(bench: Bench, store: str, part: str) -> list[Figure]:
     """Our worker and its alternatives in turn."""
     bare = bare_of(store)
@@ -171,14 +201,17 @@ async def measure(bench: Bench, store: str, part: str) -> list[Figure]:
             contenders.reverse()  # a server that gets faster, or slower, does so for all alike
         if bare and bare.stock:
             await run("stock")
-    return _figures(part, runs, bare.client_us if bare else None)
+        most = await limit(bench, store, topic, count) if bare else 0.0
+    return _figures(part, runs, bare, most)
 
 
-def _figures(part: str, runs: Mapping[str, Sequence[Stored]], client_us: float | None) -> list[Figure]:
+def _figures(part: str, runs: Mapping[str, Sequence[Stored]], bare: type[Bare] | None, most: float) -> list[Figure]:
     rate = {name: statistics.median(each.rate for each in found) for name, found in runs.items()}
     cost = {name: statistics.median(each.client_us for each in found) for name, found in runs.items()}
     batch = {name: found[-1].batch for name, found in runs.items()}
     bound = _bound(runs)
+    several = {"several connections": most}
+    client_us, least = (bare.client_us, bare.ratio) if bare else (None, None)
     client = ""
     if "bare" in cost:
         client = (
@@ -186,9 +219,9 @@ def _figures(part: str, runs: Mapping[str, Sequence[Stored]], client_us: float |
             "alone; what is above that is fetching, decoding, Faust and delivery"
         )
     ratios = {
-        "bare": ("bare client", _RATIO),
+        "bare": ("bare client", least),
         "bare ahead": ("bare client, prepared ahead", None),
-        "public API": ("bare client, its public API", _RATIO),
+        "public API": ("bare client, its public API", least),
         "stock": ("stock Faust", None),
     }
     return [
@@ -197,6 +230,11 @@ def _figures(part: str, runs: Mapping[str, Sequence[Stored]], client_us: float |
             Figure(part, f"ours / {what}", rate["ours"] / rate[name], "x", {}, target, bound=bound)
             for name, (what, target) in ratios.items()
             if name in rate
+        ),
+        *(
+            [Figure(part, "ours / the most the server took", rate["ours"] / max(most, *rate.values()), "x", several)]
+            if most
+            else []
         ),
         Figure(part, "client CPU of ours", cost["ours"], "µs/row", cost, client_us, at_most=True, bound=client),
         Figure(part, "rows in a batch of ours", batch["ours"], "rows", batch),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from schemas.reading import Reading
-from sinks.base import PartialWriteError, Reject, Retry, Selection
+from sinks.base import Fatal, PartialWriteError, Reject, Retry, Selection
 from tests.lab.stores import StoreLab
 
 T0 = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
@@ -97,21 +97,23 @@ async def test_the_last_of_a_batch_wins_and_so_does_the_last_batch(sink: Any) ->
 
 
 async def test_what_has_no_form_is_rejected_by_index_and_the_rest_stored(sink: Any) -> None:
-    """An integer beyond 2^53 without an override, an overridden fraction and a NaN each reject their reading alone."""
+    """Too large an integer, an overridden fraction, NaN and infinities each reject their reading alone."""
     batch = [
         reading("good", at=1),
         reading("big", values={"temperature": 1.0, "total": 2**53 + 1}),
         reading("fraction", values={"counter": 1.5}),
         reading("nan", values={"temperature": float("nan")}),
+        reading("inf", values={"temperature": 1.0, "humidity": float("inf")}),
+        reading("-inf", values={"humidity": float("-inf")}),
         reading("good", at=2),
     ]
 
     prepared = await write(sink, batch)
 
-    assert {1: "integer_too_large", 2: "bad_type", 3: "bad_type"} == {
+    assert {1: "integer_too_large", **dict.fromkeys((2, 3, 4, 5), "bad_type")} == {
         index: rejected.reason for index, rejected in prepared.rejected.items()
     }
-    assert [batch[0], batch[4]] == await stored(sink)
+    assert [batch[0], batch[6]] == await stored(sink)
 
 
 async def test_an_empty_batch_is_nothing(sink: Any) -> None:
@@ -119,6 +121,29 @@ async def test_an_empty_batch_is_nothing(sink: Any) -> None:
     await write(sink, [])
 
     assert await sink.count() == 0
+
+
+async def test_a_batch_of_fifty_thousand(sink: Any) -> None:
+    """In one piece, and twice."""
+    batch = [reading(f"dev-{at % 7}", at=at, values={"temperature": float(at)}) for at in range(50_000)]
+    await write(sink, batch)
+    await write(sink, batch)
+
+    assert await sink.count() == 50_000
+    assert by_place(batch) == await stored(sink)
+
+
+async def test_the_years_1900_to_2200(sink: Any) -> None:
+    """To the microsecond."""
+    years = [datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 1969, 1970, 2038, 2200)]
+    times = [time + timedelta(microseconds=at) for time in years for at in (-1, 0, 1)]
+    batch = [Reading(name, "far", time, {"a": 1.5}) for time in times for name in ("energy", "telemetry")]
+
+    prepared = await write(sink, batch)
+
+    assert not prepared.rejected
+    assert by_place(batch) == await stored(sink)
+    assert [batch[0]] == await stored(sink, measurement="energy", end=years[0])
 
 
 async def test_open_and_close_at_any_time(sink: Any) -> None:
@@ -135,17 +160,20 @@ async def test_open_and_close_at_any_time(sink: Any) -> None:
     assert await sink.count() == 1
 
 
-async def test_a_cancelled_write_leaves_all_or_nothing_and_a_working_sink(sink: Any) -> None:
-    """Cancelling in the middle of a write neither stores half of it nor breaks the next one."""
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 40])
+async def test_a_cancelled_write_leaves_all_or_nothing_and_a_working_sink(sink: Any, turns: int) -> None:
+    """Cancelling wherever a write waits neither stores half of it nor breaks the next one."""
     batch = [reading("cancelled", at=at) for at in range(5000)]
+    await write(sink, [reading("before")])
     task = asyncio.create_task(write(sink, batch))
-    await asyncio.sleep(0.02)
+    for _ in range(turns):
+        await asyncio.sleep(0 if turns < 8 else 0.001)
     task.cancel()
     await asyncio.wait([task])
 
-    assert await sink.count() in {0, 5000}
+    assert await sink.count() in {1, 5001}
     await write(sink, batch)
-    assert await sink.count() == 5000
+    assert [reading("before"), *batch] == await stored(sink)
 
 
 async def test_scan_filters(sink: Any) -> None:
@@ -264,6 +292,62 @@ async def test_a_server_that_was_killed_is_found_again(lab: StoreLab) -> None:
             await again(sink, lambda: write(sink, [reading("after")]))
 
         assert [reading("after"), reading("before")] == await stored(sink)
+
+
+async def test_a_server_that_is_killed_in_the_middle_of_a_write(lab: StoreLab) -> None:
+    """The same batch again stores all of it once."""
+    await lab.apply_schema()
+    batch = [reading(f"dev-{at % 5}", at=at, values={"temperature": float(at)}) for at in range(50_000)]
+    async with lab.opened() as sink:
+        await write(sink, [reading("before")])
+        payload = sink.prepare(batch).payload
+        task = asyncio.create_task(sink.write(payload))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(lab.server.kill)
+        await asyncio.wait([task], timeout=60)
+        assert task.done()
+        if error := task.exception():
+            assert isinstance(sink.classify(error), Retry), error
+        await asyncio.to_thread(lab.server.start)
+        async with asyncio.timeout(60):
+            await again(sink, lambda: sink.write(payload))
+
+        assert by_place([*batch, reading("before")]) == await stored(sink)
+        assert await sink.count() == 50_001
+
+
+async def test_a_secret_that_is_changed_while_running_waits_for_somebody(lab: StoreLab) -> None:
+    """Nothing is refused for it; the remedy is told, and once the secret is right again so is the same sink."""
+    await lab.apply_schema()
+    sink = lab.sink(**await lab.account())
+    await sink.open()
+    try:
+        await write(sink, [reading("before")])
+        payload = sink.prepare([reading("during")]).payload
+        async with lab.locked_out():
+            verdict = await refused(sink, lambda: sink.write(payload))
+            assert lab.prefix in verdict.remedy
+            for _ in range(3):
+                assert isinstance(await refused(sink, sink.probe), Fatal)
+                assert isinstance(await refused(sink, lambda: sink.write(payload)), Fatal)
+        await sink.probe()
+        await sink.write(payload)
+        await write(sink, [reading("after")])
+
+        assert [reading(device) for device in ("after", "before", "during")] == await stored(sink)
+    finally:
+        await sink.close()
+
+
+async def refused(sink: Any, work: Callable[[], Awaitable[Any]]) -> Fatal:
+    """Until a person is asked for; that a connection was cut is tried again, and nothing else may happen."""
+    while True:
+        with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+            await asyncio.wait_for(work(), 30)
+        verdict = sink.classify(error.value)
+        if isinstance(verdict, Fatal):
+            return verdict
+        assert isinstance(verdict, Retry), error.value
 
 
 @pytest.mark.parametrize("device", ["nul\0", random.Random(7).randbytes(40_000).hex()])

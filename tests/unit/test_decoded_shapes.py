@@ -70,7 +70,7 @@ def test_aliases_in_any_mixture(data: st.DataObject) -> None:
     }
     order = data.draw(st.permutations(list(said)))
     expected = Reading(
-        "telemetry",
+        "iot",
         "f2-e4fd45f654be",
         AT,
         {"Temperature": 29.8},

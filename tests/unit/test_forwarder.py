@@ -109,6 +109,7 @@ class Telemetry:
         self.reasons: dict[str, int] = {}
         self.flags: dict[tuple[str, str], int] = {}
         self.ceilings: list[bool] = []
+        self.stops: list[bool] = []
 
     def decoded(self, records: int, readings: int, rejected: int) -> None:
         """Keep."""
@@ -126,6 +127,10 @@ class Telemetry:
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """Keep."""
         self.ceilings.append(tripped)
+
+    def stopped(self, stopped: bool) -> None:  # noqa: FBT001  a gauge's value
+        """Keep."""
+        self.stops.append(stopped)
 
 
 @dataclass
@@ -588,6 +593,67 @@ async def test_topics_without_frames_are_asked_about_by_nobody() -> None:
     assert bench.forwarder.decoder.wanted(records) == {5}
     assert Bench().forwarder.decoder.wanted(records) == set()
     assert registry.asked == []
+
+
+# -- being asked -------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_what_is_stopped_decodes_nothing_until_it_is_resumed() -> None:
+    """Not ready meanwhile; then it goes on where it was, in order."""
+    bench = Bench()
+    bench.forwarder.stop_intake()
+    assert not bench.forwarder.ready
+    held = [await bench.put("a"), await bench.put("b")]
+    await asyncio.sleep(1000)
+    assert bench.acked == []
+    bench.forwarder.resume()
+    await asyncio.sleep(1)
+    assert bench.acked == held
+    assert bench.forwarder.ready
+    assert bench.telemetry.stops == [True, False]
+
+
+@virtual
+async def test_what_is_stopped_lets_go_at_once() -> None:
+    """Nobody waits for what will not be decoded."""
+    bench = Bench()
+    bench.forwarder.stop_intake()
+    held = await bench.put("a")
+    bench.drain(1000)
+    await asyncio.sleep(1)
+    assert bench.released == [held]
+    assert bench.faults == []
+
+
+@virtual
+async def test_a_ceiling_is_lifted_by_resume() -> None:
+    """What was held goes on."""
+    bench = Bench(Ceiling(window=10, devices=3))
+    await bench.put(*(f"bad{index}" for index in range(10)))
+    await asyncio.sleep(1)
+    held = await bench.put("good")
+    await asyncio.sleep(100)
+    assert held not in bench.acked
+    bench.forwarder.resume()
+    await asyncio.sleep(1)
+    assert held in bench.acked
+    assert bench.telemetry.ceilings == [True, False]
+
+
+@virtual
+async def test_a_flush_returns_when_all_that_is_held_is_acknowledged() -> None:
+    """The number of its records."""
+    bench = Bench()
+    bench.producer.gate.clear()
+    await bench.put("a", "b")
+    flush = asyncio.create_task(bench.forwarder.flush())
+    await asyncio.sleep(100)
+    assert not flush.done()
+    bench.producer.gate.set()
+    assert await flush == 2
+    assert bench.acked == bench.put_in
+    assert await bench.forwarder.flush() == 0
 
 
 # -- the ceiling -------------------------------------------------------------------------------------------------------

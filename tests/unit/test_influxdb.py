@@ -1,3 +1,4 @@
+import ssl
 import subprocess
 import sys
 import zlib
@@ -5,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -16,7 +18,10 @@ from app.settings import SettingsError, load
 from schemas.reading import Reading, Rejected
 from sinks import influxdb
 from sinks.base import Fatal, PartialWriteError, Reject, Retry
-from sinks.influxdb import AnswerError, InfluxSink, Lines, Settings, refused_lines
+from sinks.influxdb import AnswerError, InfluxSink, Settings, lines
+from sinks.influxdb.fields import TRUSTED_S, FieldTypes, readable
+from sinks.influxdb.lines import Lines
+from sinks.influxdb.server import refused_lines
 
 T0 = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
 STAMP = 1759667696123456
@@ -118,9 +123,9 @@ def test_times_that_nanoseconds_in_64_bits_can_count(year: int, fits: bool) -> N
 @given(ODD)
 def test_a_name_comes_back_and_holds_nothing_that_line_protocol_cannot(name: str) -> None:
     """So no two names have the same stored form."""
-    stored = influxdb._stored(name)
+    stored = lines.stored(name)
 
-    assert name == influxdb._original(stored)
+    assert name == lines.original(stored)
     assert stored.isprintable()
     assert stored[0] not in "#_"
     assert not set("\\\ufffd") & set(stored)
@@ -132,10 +137,10 @@ PLACES = st.tuples(ODD, ODD, ODD, st.dictionaries(st.sampled_from(["site", "area
 @given(PLACES, PLACES, ODD, ODD)
 def test_different_readings_are_different_lines(one: Any, two: Any, metric: str, text: str) -> None:
     """Whatever is in names and texts, what identifies a point can be told from its line."""
-    lines = Lines(("site", "area"))
+    made = Lines(("site", "area"))
 
     def head(measurement: str, device: str, channel: str, tags: dict[str, str]) -> str:
-        return lines.line(reading(device, measurement=measurement, channel=channel, tags=tags, values={metric: text}))
+        return made.line(reading(device, measurement=measurement, channel=channel, tags=tags, values={metric: text}))
 
     assert (one == two) is (head(*one) == head(*two))
 
@@ -155,11 +160,31 @@ def test_a_batch_is_one_compressed_body_without_what_was_rejected_or_says_nothin
     prepared = InfluxSink(Settings(gzip=True)).prepare(batch)
 
     assert [1] == list(prepared.rejected)
-    assert [0, 2] == prepared.payload.places
+    (part,) = prepared.payload
+    assert [0, 2] == part.places
     assert prepared.rows == 2
-    assert "\n".join(prepared.payload.lines).encode() == zlib.decompress(prepared.payload.body, 31)
-    plain = InfluxSink(Settings(gzip=False)).prepare(batch).payload
+    assert "\n".join(part.lines).encode() == zlib.decompress(part.body, 31)
+    (plain,) = InfluxSink(Settings(gzip=False)).prepare(batch).payload
     assert "\n".join(plain.lines).encode() == plain.body
+    assert plain.bucket == "iotflow"
+
+
+def test_a_batch_is_one_body_for_each_of_its_buckets() -> None:
+    """By measurement, in the order of the readings; what has no bucket of its own goes to the default one."""
+    sink = InfluxSink(Settings(bucket_by_measurement={"fire": "Fire", "smoke": "Fire"}))
+    names = ["telemetry", "fire", "fire", "smoke", "telemetry"]
+    values = [1.0, float("nan"), 3.0, 4.0, 5.0]
+
+    prepared = sink.prepare(
+        [reading(measurement=name, values={"a": value}) for name, value in zip(names, values, strict=True)]
+    )
+
+    assert [1] == list(prepared.rejected)
+    assert [("iotflow", [0, 3]), ("Fire", [1, 2])] == [(part.bucket, part.places) for part in prepared.payload]
+    assert prepared.rows == 4
+    for part in prepared.payload:
+        assert "\n".join(part.lines).encode() == part.body
+    assert sink.prepare([]).payload == ()
 
 
 def test_what_is_kept() -> None:
@@ -189,12 +214,13 @@ def said(words: str) -> bytes:
         (AnswerError(404, said('bucket "iotflow" not found')), "iotflow schema apply"),
         (AnswerError(404, b"<html>"), "INFLUXDB_URL"),
         (AnswerError(302, b"", {"Location": "https://login"}), "redirects to https://login"),
-        (influxdb.ssl.SSLCertVerificationError("self-signed"), "INFLUXDB_SSL_CA"),
+        (ssl.SSLCertVerificationError("self-signed"), "INFLUXDB_SSL_CA"),
         (AnswerError(400, said("unable to parse 'x': missing fields")), Reject),
         (AnswerError(400, b"<html>The plain HTTP request was sent to HTTPS port"), Retry),
         (AnswerError(400, b'{"message":"the gateway does not know this host"}'), Retry),
         (AnswerError(429, said("slow"), {"Retry-After": "86400"}), Retry("HTTP 429: slow", after_s=60.0)),
         (AnswerError(422, said(CONFLICT)), Reject),
+        (influxdb.server.SetupError("give it the right"), "give it the right"),
         (AnswerError(201, b'{"error":"partial write"}'), Reject),
         (AnswerError(200, b"<html>welcome"), Retry),
         (AnswerError(413, b"<html>"), Retry("HTTP 413: <html>", smaller=True)),
@@ -252,9 +278,87 @@ LINES = ["m f=1 1", "m f= 2", 'm f="a\nb" 3', "broken", "broken"]
 )
 def test_lines_that_an_answer_names(status: int, words: str, expected: dict[int, str]) -> None:
     """Only when every line it names is one of ours are they believed to be all; else delivery must search."""
-    answer = AnswerError(status, influxdb.msgspec.json.encode({"message": words}))
+    answer = AnswerError(status, msgspec.json.encode({"message": words}))
 
     assert expected == {index: why.error for index, why in refused_lines(answer, LINES).items()}
+
+
+EXPIRED = (
+    "failure writing points to database: partial write: dropped {0} points outside retention policy of duration "
+    "24h0m0s - oldest point m,device_id=a at 2026-11-20T05:40:35.969857Z dropped because it violates a Retention "
+    "Policy Lower Bound at 2026-11-22T05:40:35.971756226Z, newest point m,device_id=a at 2026-11-21T05:40:35.969857Z "
+    "dropped because it violates a Retention Policy Lower Bound at 2026-11-22T05:40:35.971756226Z dropped={0} for "
+    "database: 82847f17342ae5a8 for retention policy: autogen"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (EXPIRED.format(1), {2}),
+        (EXPIRED.format(2), {1, 2}),
+        (EXPIRED.format(3), set()),  # of two lines of one time only one would be
+        (EXPIRED.format(4), {0, 1, 2, 3}),
+        (EXPIRED.format(5), set()),
+        (EXPIRED.format(0), set()),
+        ("Lower Bound at 1, newest ".join(EXPIRED.format(2).rsplit("Retention Policy Lower", 1)), set()),
+        (EXPIRED.format(2).replace("Retention Policy Lower Bound", "Write Window Upper Bound"), set()),
+        (EXPIRED.format(2) + " and more", set()),
+        ("partial write: points beyond retention policy dropped=2", set()),
+    ],
+)
+def test_lines_that_are_too_old_are_the_oldest(words: str, expected: set[int]) -> None:
+    """As many as the answer says, when it is about nothing else; what is not certain is searched for."""
+    made = ["m f=1 9", "m f=1 -5", 'm f="x 7" -70', "m f=1 9"]
+    answer = AnswerError(422, msgspec.json.encode({"code": "unprocessable entity", "message": words}))
+
+    refused = refused_lines(answer, made)
+
+    assert expected == set(refused)
+    assert {"too_old"} >= {why.reason for why in refused.values()}
+    verdict = InfluxSink(Settings()).classify(answer)
+    assert isinstance(verdict, Reject)
+    old = expected or words.startswith("partial write: points beyond") or words == EXPIRED.format(3)
+    assert not old or verdict.rejected.reason == "too_old"
+
+
+def test_types_of_fields() -> None:
+    """The only type of each, for a minute; one that has two has none."""
+    now = 100.0
+    types = FieldTypes(lambda: now)
+    assert not types.trusted
+    types.learn([("m", "a", "float"), ("m", "b", "float"), ("m", "b", "string"), ("n", "a", "string")])
+
+    assert ["float", None, "string", None] == [
+        types.of(*place) for place in (("m", "a"), ("m", "b"), ("n", "a"), ("n", "b"))
+    ]
+    assert types.trusted
+    now += TRUSTED_S
+    assert not types.trusted
+    types.learn([])
+    assert types.of("m", "a") is None
+
+
+def test_types_are_remembered_for_so_many_fields_only() -> None:
+    types = FieldTypes()
+    types.learn((f"m{number}", "f", "float") for number in range(200_000))
+
+    assert types.of("m0", "f") == "float"
+    assert types.of("m199999", "f") is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["float"], ["float"]),
+        (["string", "integer"], ["integer", "string"]),
+        (["boolean", "float", "integer", "string"], ["float", "boolean", "string"]),
+        (["unsigned", "integer"], ["integer"]),
+    ],
+)
+def test_types_that_a_field_is_read_with(kinds: list[str], expected: list[str]) -> None:
+    """One of numbers, which gives the others too."""
+    assert expected == readable(kinds)
 
 
 def test_a_single_line_that_is_too_large_can_never_be_stored() -> None:
@@ -272,6 +376,15 @@ def test_a_single_line_that_is_too_large_can_never_be_stored() -> None:
         ({"INFLUXDB_URL": "http://host:8086?org=x"}, "query"),
         ({"INFLUXDB_URL": "http://host:99999"}, "http or https URL"),
         ({"INFLUXDB_VERSION": "1"}, "INFLUXDB_VERSION"),
+        ({"INFLUXDB_BUCKET": "a/b"}, "slash"),
+        ({"INFLUXDB_BUCKET": "_a"}, "underscore"),
+        ({"INFLUXDB_BUCKET_BY_MEASUREMENT": "fire=a/b"}, "slash"),
+        ({"INFLUXDB_BUCKET_BY_MEASUREMENT": "fire"}, "MEASUREMENT=BUCKET"),
+        ({"INFLUXDB_BUCKET_BY_MEASUREMENT": "fire=_a"}, "underscore"),
+        ({"INFLUXDB_BUCKET_BY_MEASUREMENT": "fire=A,fire=B"}, "'fire' twice"),
+        ({"INFLUXDB_RETENTION_DAYS": "-1"}, "INFLUXDB_RETENTION_DAYS"),
+        ({"INFLUXDB_RETENTION_DAYS": "1", "INFLUXDB_SHARD_HOURS": "25"}, "longer than"),
+        ({"INFLUXDB_BUCKETS": "/nowhere.json"}, "INFLUXDB_BUCKETS"),
         ({"INFLUXDB_TAGS": "site,device_id"}, "'device_id'"),
         ({"INFLUXDB_TAGS": "_site"}, "'_site'"),
         ({"INFLUXDB_TAGS": "time"}, "'time'"),
@@ -288,12 +401,23 @@ def test_settings_that_cannot_work(variables: dict[str, str], words: str) -> Non
 
 
 def test_settings_from_variables() -> None:
-    """A list of tags, a version, and a URL with a path and a slash too many."""
-    given = {"INFLUXDB_TAGS": " site, area,site ", "INFLUXDB_VERSION": "3", "INFLUXDB_URL": "https://host/influx/"}
+    """A list of tags, a version, a URL with a path and a slash too many, and buckets of measurements."""
+    given = {
+        "INFLUXDB_TAGS": " site, area,site ",
+        "INFLUXDB_VERSION": "3",
+        "INFLUXDB_URL": "https://host/influx/",
+        "INFLUXDB_BUCKET_BY_MEASUREMENT": "telemetry = Sensors (Testing) , fire=iotflow,",
+        "INFLUXDB_RETENTION_DAYS": "0",
+    }
 
     found: Any = load(given).sinks["influxdb"]
 
     assert (("site", "area"), "3", "https://host/influx") == (found.tags, found.version, found.url)
+    assert {"telemetry": "Sensors (Testing)", "fire": "iotflow"} == found.bucket_by_measurement
+    assert ("iotflow", "Sensors (Testing)") == found.stores
+    assert found.bucket_of("other") == "iotflow"
+    assert found.retention_days == 0
+    assert Settings().retention_days is None
 
 
 class Server:
@@ -333,18 +457,19 @@ async def sink(server: Server) -> AsyncIterator[InfluxSink]:
 
 @pytest.mark.parametrize("gzip", [False, True])
 async def test_what_is_sent(server: Server, gzip: bool) -> None:  # noqa: FBT001  a setting
-    sink = server.sink(gzip=gzip, org="our org", bucket="a/b&c")
+    sink = server.sink(gzip=gzip, org="our org", bucket="a b&c")
     await sink.open()
     prepared = sink.prepare([reading(), reading(at=1)])
     await sink.write(prepared.payload)
     await sink.close()
 
-    (_, _, nothing), (path, headers, body) = server.seen
+    (_, _, nothing), (asked, _, _), (path, headers, body) = server.seen
     assert nothing == b""
-    assert path == "/api/v2/write?org=our+org&bucket=a/b%26c&precision=us"
+    assert asked == "/query"
+    assert path == "/api/v2/write?org=our+org&bucket=a+b%26c&precision=us"
     assert headers["Authorization"] == "Token sesame"
     assert gzip is ("Content-Encoding" in headers)
-    assert "\n".join(prepared.payload.lines).encode() == body
+    assert "\n".join(prepared.payload[0].lines).encode() == body
 
 
 async def test_version_3_has_another_scheme_and_calls_a_probe_empty(server: Server) -> None:
@@ -378,15 +503,15 @@ async def test_only_204_is_success(server: Server, sink: InfluxSink, answer: web
         await sink.write(sink.prepare([reading()]).payload)
 
     assert isinstance(sink.classify(error.value), kind)
-    assert len(server.seen) == 2
+    assert len(server.seen) == 3
 
 
 async def test_lines_that_the_server_names_are_refused_by_their_place(server: Server, sink: InfluxSink) -> None:
     prepared = sink.prepare(
         [reading(values={"a": None}), reading(values={"a": float("nan")}), reading(at=1), reading(at=2)]
     )
-    words = f"unable to parse '{prepared.payload.lines[1]}': max key length exceeded: 70000 > 65535"
-    server.answer = web.Response(status=400, body=influxdb.msgspec.json.encode({"message": words}))
+    words = f"unable to parse '{prepared.payload[0].lines[1]}': max key length exceeded: 70000 > 65535"
+    server.answer = web.Response(status=400, body=msgspec.json.encode({"message": words}))
 
     with pytest.raises(PartialWriteError) as error:
         await sink.write(prepared.payload)

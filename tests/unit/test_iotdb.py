@@ -23,10 +23,11 @@ from thrift.transport.TTransport import TMemoryBuffer
 
 from app.settings import SettingsError, load
 from schemas.reading import Reading
-from sinks.base import Fatal, Reject, Retry
+from sinks.base import Fatal, PartialWriteError, Reject, Retry
 from sinks.iotdb import IoTDBSink, Settings, apply_schema
 from sinks.iotdb.mapping import columns_of, device_path, identity_of, name_of, nodes_of, quoted, series_node
 from sinks.iotdb.rpc import StatusError, _refusal, decoded
+from sinks.iotdb.ttl import read_rules
 from sinks.meta import META
 
 T0 = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
@@ -99,6 +100,47 @@ class TestSettings:
 
         assert "IOTDB_SSL_KEY" in str(error.value)
         assert "need IOTDB_SSL: true" in str(error.value)
+
+    def test_ttls_are_milliseconds_by_paths_below_the_database(self) -> None:
+        text = "dev_1=86400000, `a.b,c=``d`.`@fire`=0 ,dev_2._x=1"
+        found: Any = load({"IOTDB_TTL_MS": "5000", "IOTDB_TTLS": text}).sinks["iotdb"]
+
+        assert found.wanted_ttls() == {
+            ("root", "iotflow"): 5000,
+            ("root", "iotflow", "dev_1"): 86_400_000,
+            ("root", "iotflow", "a.b,c=`d", "@fire"): None,
+            ("root", "iotflow", "dev_2", "_x"): 1,
+        }
+
+    @pytest.mark.parametrize(
+        "text", ["dev_1", "dev*=1", "a.=1", "=1", "a=-1", "a=1,a=2", "a=1,`a`=2", "a b=1", "a=1 b=2"]
+    )
+    def test_what_is_no_ttl_is_refused(self, text: str) -> None:
+        with pytest.raises(SettingsError, match="IOTDB_TTLS"):
+            load({"IOTDB_TTLS": text})
+
+    @pytest.mark.parametrize("password", ["abc", "with space", "quote'd", "x" * 33])
+    def test_a_password_that_the_server_would_not_take_is_refused_unseen(self, password: str) -> None:
+        with pytest.raises(SettingsError, match="IOTDB_APP_PASSWORD") as error:
+            load({"IOTDB_APP_USER": "worker", "IOTDB_APP_PASSWORD": password})
+
+        assert password not in str(error.value)
+
+
+class TestRules:
+    def test_the_closest_rule_holds(self) -> None:
+        names = ["Device", "TTL(ms)"]
+        rows = [("root.**", "INF"), ("root.a", "5"), ("root.a.**", "5"), ("root.a.`b.c`", "7"), ("root.a.d.**", "9")]
+        rules = read_rules(names, [*rows, ("root.a.`**`", "11")])
+
+        paths = ["root.x.y", "root.a.x", "root.a.`b.c`", "root.a.`b.c`.x", "root.a.d", "root.a.d.x.y", "root.a.`**`"]
+        assert [None, 5, 7, 5, 5, 9, 11] == [rules.of(nodes_of(path)) for path in paths]
+
+    def test_older_servers_have_them_for_databases(self) -> None:
+        rules = read_rules(["Database", "TTL(ms)"], [("root.a", "5"), ("root.b", None)])
+
+        assert not rules.by_device
+        assert (5, None, None) == (rules.of(["root", "a", "x"]), rules.of(["root", "b", "x"]), rules.of(["root", "c"]))
 
 
 class TestNames:
@@ -296,6 +338,8 @@ CONFLICT += "DOUBLE, inserting type TEXT, timestamp 2, value "
         (status(801, "Authentication failed."), Fatal, "IOTDB_PASSWORD"),
         (status(804, "no such user"), Fatal, "IOTDB_USER"),
         (status(803, "No permissions for this operation"), Fatal, "GRANT READ_DATA"),
+        (status(803, "No permissions, please add privilege MANAGE_DATABASE"), Fatal, "as an administrator"),
+        (status(817, "Has no permission to execute GRANT_USER"), Fatal, "as an administrator"),
         (
             status(301, "[…] IoTDBException: No permissions, please add privilege WRITE_SCHEMA on"),
             Fatal,
@@ -540,6 +584,20 @@ class TestPrecision:
         await sink.close()
 
         assert [STAMP * 1000] == fake.inserted[0].timestamps
+
+    async def test_what_another_precision_has_no_form_for_is_not_lost(self, fake: Fake) -> None:
+        sink = fake.sink()
+        await sink.open()
+        far = Reading("telemetry", "d", datetime(2300, 1, 1, tzinfo=UTC), {"a": 1.0})
+        payload = sink.prepare([reading(values={"a": float("nan")}), reading(), far]).payload
+        fake.precision = "ns"
+        await sink.open()
+        with pytest.raises(PartialWriteError) as error:
+            await sink.write(payload)
+        await sink.close()
+
+        assert {1: "bad_timestamp"} == {index: why.reason for index, why in error.value.rejected.items()}
+        assert not fake.inserted
 
     async def test_nanoseconds_do_not_reach_everywhere(self, fake: Fake) -> None:
         fake.precision = "ns"

@@ -639,10 +639,11 @@ def test_a_sink_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: py
         discover(package(folder, acme="import no_such_driver"))
 
 
-def test_stores_are_all_there_are_or_those_that_are_named() -> None:
+def test_stores_are_every_database_or_those_that_are_named() -> None:
     """STORES chooses; a name that is no store is said with those there are."""
     everything = load({})
-    assert tuple(everything.sinks) == everything.stores
+    assert tuple(name for name, sink in everything.sinks.items() if sink.DEFAULT) == everything.stores
+    assert {"timescale", "iotdb", "influxdb"} <= set(everything.stores)
     assert ("timescale",) == load({"STORES": " timescale, timescale "}).stores
     with pytest.raises(SettingsError, match=r"STORES names 'oracle', which is no store; there are: .*timescale"):
         load({"STORES": "timescale,oracle"})

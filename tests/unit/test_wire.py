@@ -74,9 +74,7 @@ OLDER = {"timestamp": "2025-10-05T12:34:56.123456", "mac_address": "e4fd45f654be
 
 
 def test_an_older_shape_is_read() -> None:
-    reading = Reading(
-        "telemetry", "f2-e4fd45f654be", AT, {"unknown": 27.93}, units={"unknown": "°C"}, dialect="decoded"
-    )
+    reading = Reading("iot", "f2-e4fd45f654be", AT, {"unknown": 27.93}, units={"unknown": "°C"}, dialect="decoded")
     again = wire.read(msgspec.json.encode(OLDER))
     assert repr(again) == repr(reading)
     assert wire.read(wire.write(again)) == again

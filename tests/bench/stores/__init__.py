@@ -20,6 +20,8 @@ class Bare(ABC):
     warm_up: ClassVar[bool] = False
     #: The most that the worker's CPU may cost, in µs a row.
     client_us: ClassVar[float | None] = None
+    #: The least share of the bare client's rate that ours should have; None where none was promised.
+    ratio: ClassVar[float | None] = 0.85
     #: Whether stock Faust is a contender.
     stock: ClassVar[bool] = False
     #: Whether the sink encodes what the driver could encode itself, so that `insert` is a contender.

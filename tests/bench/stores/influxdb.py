@@ -8,7 +8,7 @@ from influxdb_client import WritePrecision, WriteService
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 
 from schemas.reading import Reading
-from sinks.influxdb import CHANNEL, DEVICE
+from sinks.influxdb.lines import CHANNEL, DEVICE
 from tests.bench.stores import Bare
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -29,19 +29,20 @@ class Client(Bare):
         self._api = InfluxDBClientAsync(settings.url, **where, enable_gzip=settings.gzip).write_api()
 
     async def send(self, payload: Any) -> None:
-        """One request."""
+        """One request for each bucket."""
         settings = self.settings
-        _, status, _ = await self._service.post_write_async(
-            settings.org,
-            settings.bucket,
-            payload.body,
-            precision=WritePrecision.US,
-            content_type="text/plain; charset=utf-8",
-            async_req=False,
-            _return_http_data_only=False,
-            **({"content_encoding": "gzip"} if settings.gzip else {}),
-        )
-        assert status == 204, status
+        for part in payload:
+            _, status, _ = await self._service.post_write_async(
+                settings.org,
+                part.bucket,
+                part.body,
+                precision=WritePrecision.US,
+                content_type="text/plain; charset=utf-8",
+                async_req=False,
+                _return_http_data_only=False,
+                **({"content_encoding": "gzip"} if settings.gzip else {}),
+            )
+            assert status == 204, status
 
     async def insert(self, readings: Sequence[Reading]) -> None:
         """One request; line protocol and its compression are the driver's."""

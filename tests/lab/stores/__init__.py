@@ -19,7 +19,7 @@ from sinks.base import Verdict
 class StoreLab(ABC):
     """The real server behind one sink; `env` leads to an empty place in it that is the test's own."""
 
-    #: The server's name in the local stack.
+    #: The server's name in the local stack; '' where a store needs none, and the lab makes what is in its place.
     server_name: ClassVar[str]
     #: Changes of the variables, and the verdict that opening the sink then means.
     mistakes: ClassVar[Sequence[tuple[Mapping[str, str], type[Verdict]]]]
@@ -76,6 +76,14 @@ class StoreLab(ABC):
     @abstractmethod
     def poisoned(self, reading: Reading) -> Reading:
         """The same device and time with what the server was told to refuse, and no other values."""
+
+    @abstractmethod
+    async def account(self) -> dict[str, str]:
+        """Make an account of the test's own with the rights that a sink needs; the variables that log in as it."""
+
+    @abstractmethod
+    def locked_out(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """For the block the server knows another secret of that account, and what was connected is cut off."""
 
     @staticmethod
     def harmless(reading: Reading) -> Reading:
