@@ -21,6 +21,7 @@ from schemas.dialects import Meta, policy_of, setup_of, speaker
 from schemas.partition import partition_of
 from schemas.reading import Reading
 from sinks import registry
+from sinks.base import Selection
 from tests.lab.apps import until
 from tests.lab.pipeline import ROOT, Pipeline
 from tests.lab.stores import StoreLab
@@ -94,7 +95,11 @@ class Plant(Pipeline):
             await sink.open()
             try:
                 wanted = {place(kept): kept for each in readings if (kept := sink.kept(each)) is not None}
-                stored = [reading async for reading in sink.scan()]
+                stored = [
+                    reading
+                    for measurement in sorted({each.measurement for each in readings})  # bookkeeping has its own
+                    async for reading in sink.scan(Selection(measurement=measurement))
+                ]
             finally:
                 await sink.close()
             found = {place(reading): reading for reading in stored}
