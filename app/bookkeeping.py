@@ -16,7 +16,7 @@ from app.settings import Settings
 from schemas import saved, wire
 from schemas.decoding import Item
 from schemas.reading import Reading
-from sinks.contracts import Flush
+from schemas.saved import Flush
 
 #: A sum that is not closed yet is written this often, in seconds.
 _EVERY_S: Final = 10.0
@@ -58,23 +58,11 @@ class Books:
             return  # the books themselves: there would be no end to it
         self._batches += 1
         now_ms = self._now_ms()
-        entry = saved.Saved(
-            store=self._store,
-            batch_id=f"{self._store}-{self._worker}-{self._began_ms}-{self._batches}",
-            readings=flush.readings,
-            rows=flush.rows,
-            size_bytes=flush.size_bytes,
-            dead=flush.dead,
-            failures=flush.failures,
-            error=flush.error,
-            first=flush.first,
-            last=flush.last,
-            seconds=flush.seconds,
-            at_ms=now_ms,
-        )
+        batch_id = f"{self._store}-{self._worker}-{self._began_ms}-{self._batches}"
+        entry = saved.Saved(self._store, batch_id, flush, now_ms)
         await self._roll(now_ms)
         assert self._sum is not None  # noqa: S101  for mypy: rolling makes one
-        self._sum.add(entry)
+        self._sum.add(flush)
         if self._events == "batch":
             await self._producer.deliver(self._topics.saved, [Item(self._store.encode(), saved.batch_event(entry), [])])
         elif self._events == "reading":

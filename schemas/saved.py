@@ -23,39 +23,50 @@ _ERROR_CHARS: Final = 500
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class Saved(Struct, frozen=True):
-    """A batch that is stored; durations in seconds, `first` and `last` of the readings' own times."""
+class Flush(Struct, frozen=True):
+    """A batch that is stored, in numbers; `seconds` is from the first attempt to the last one's end."""
 
-    store: str
-    batch_id: str
     readings: int
     rows: int
+    #: Of the records' values, as they came from Kafka.
     size_bytes: int
+    #: Readings of it that became dead letters, and attempts that failed, with the last one's words.
     dead: int
     failures: int
     error: str
+    #: Of the readings' own times.
     first: datetime
     last: datetime
+    started_ms: int
     seconds: float
+
+
+class Saved(Struct, frozen=True):
+    """A flush as it is announced: where, under which name, and when."""
+
+    store: str
+    batch_id: str
+    flush: Flush
     at_ms: int
 
 
 def batch_event(saved: Saved) -> bytes:
     """The event of a batch: what it held, and when it was of."""
+    flush = saved.flush
     return _encode(
         {
             "version": 1,
             "event_id": str(uuid.uuid5(_NAMESPACE, saved.batch_id)),
             "store": saved.store,
             "batch_id": saved.batch_id,
-            "record_count": saved.readings,
-            "row_count": saved.rows,
-            "size_bytes": saved.size_bytes,
-            "error_count": saved.dead,
-            "period_start": _text(saved.first),
-            "period_end": _text(saved.last),
+            "record_count": flush.readings,
+            "row_count": flush.rows,
+            "size_bytes": flush.size_bytes,
+            "error_count": flush.dead,
+            "period_start": _text(flush.first),
+            "period_end": _text(flush.last),
             "ingested_at": _text(_instant(saved.at_ms)),
-            "duration_ms": round(saved.seconds * 1000, 3),
+            "duration_ms": round(flush.seconds * 1000, 3),
         }
     )
 
@@ -95,18 +106,18 @@ class Sum:
         self.first: datetime | None = None
         self.last: datetime | None = None
 
-    def add(self, saved: Saved) -> None:
+    def add(self, flush: Flush) -> None:
         """Count a batch."""
         self.flushes += 1
-        self.readings += saved.readings
-        self.rows += saved.rows
-        self.size_bytes += saved.size_bytes
-        self.dead += saved.dead
-        self.failures += saved.failures
-        self.seconds += saved.seconds
-        self.error = saved.error or self.error
-        self.first = saved.first if self.first is None else min(self.first, saved.first)
-        self.last = saved.last if self.last is None else max(self.last, saved.last)
+        self.readings += flush.readings
+        self.rows += flush.rows
+        self.size_bytes += flush.size_bytes
+        self.dead += flush.dead
+        self.failures += flush.failures
+        self.seconds += flush.seconds
+        self.error = flush.error or self.error
+        self.first = flush.first if self.first is None else min(self.first, flush.first)
+        self.last = flush.last if self.last is None else max(self.last, flush.last)
 
     @property
     def reading(self) -> Reading:

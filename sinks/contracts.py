@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from schemas.deadletter import Letter
 from schemas.reading import Reading
+from schemas.saved import Flush
 
 
 class Letters(Protocol):
@@ -18,24 +18,6 @@ class Letters(Protocol):
 
     async def send(self, letters: Sequence[Letter]) -> None:
         """Return when the broker has acknowledged them all; waits for a broker that is away."""
-
-
-class Flush(Struct, frozen=True):
-    """A batch that is stored, in numbers; `seconds` is from the first attempt to the last one's end."""
-
-    readings: int
-    rows: int
-    #: Of the records' values, as they came from Kafka.
-    size_bytes: int
-    #: Readings of it that became dead letters, and attempts that failed, with the last one's words.
-    dead: int
-    failures: int
-    error: str
-    #: Of the readings' own times.
-    first: datetime
-    last: datetime
-    started_ms: int
-    seconds: float
 
 
 class Books(Protocol):

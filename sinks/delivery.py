@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 from schemas import wire
 from schemas.reading import Reading
 from schemas.record import Record
+from schemas.saved import Flush
 from sinks.base import Fatal, FencedError, PartialWriteError, Progress, Reject, Retry, Sink, Verdict
 from sinks.batch import Batch, Chunk, Former, Part, Piece, named
 from sinks.ceiling import Ceiling
-from sinks.contracts import Books, Breaker, Clock, Flush, Letters, Options, SystemClock, Telemetry
+from sinks.contracts import Books, Breaker, Clock, Letters, Options, SystemClock, Telemetry
 from sinks.handover import Handover, Held
 
 log = logging.getLogger(__name__)

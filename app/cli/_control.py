@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from app.cli._kafka import with_kafka
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from app.control import Asked
     from app.settings import Settings
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _FAILED: Final = 1
 
-Result = TypeVar("Result")
 Command = TypeVar("Command", bound="Callable[..., None]")
 
 timeout_option = click.option(
@@ -76,28 +76,6 @@ def finish(action: Action, asked: Asked, stages: Sequence[str], *, as_json: bool
         for line in wrong:
             click.echo(line, err=True)
     sys.exit(_FAILED if wrong else 0)
-
-
-def with_kafka(work: Callable[[Settings], Awaitable[Result]]) -> Result:
-    """Do something with the settings; what goes wrong with them or with Kafka is an error of the command."""
-    from aiokafka.errors import KafkaError
-
-    from app import control, kafka, settings, topics
-
-    try:
-        loaded = settings.load()
-    except settings.SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-    async def run() -> Result:
-        return await work(loaded)
-
-    try:
-        return asyncio.run(run())
-    except (topics.TopicsError, control.UnsureError) as error:
-        raise click.ClickException(str(error)) from error
-    except (KafkaError, OSError, kafka.ConfigError) as error:
-        raise click.ClickException(kafka.explain(error, loaded)) from error
 
 
 def _as_object(reply: Reply) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.cli import _control
+from app.cli._kafka import with_kafka
 
 if TYPE_CHECKING:
     from app.control import Asked
@@ -46,5 +47,5 @@ def device(id_: str, *, yes: bool, timeout: float, as_json: bool) -> None:
         stages.extend(settings.sinks[store].STAGE for store in settings.stores)
         return await control.ask(settings, "delete", device=id_, timeout=timeout)
 
-    asked = _control.with_kafka(run)
+    asked = with_kafka(run)
     _control.finish("delete", asked, stages, as_json=as_json)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from app.cli import _letters
+from app.cli._kafka import with_kafka
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from app.deadletters import Done, Progress, Shown, Verdict
     from app.settings import Settings
@@ -32,7 +33,6 @@ _ANY: Final = "all"
 _STATES: Final = ("open", "replayed", "dropped", _ANY)
 _BY: Final = ("stage", "reason", "dialect", "device", "topic", "state", "attempt")
 
-Result = TypeVar("Result")
 Command = TypeVar("Command", bound="Callable[..., None]")
 
 
@@ -105,6 +105,7 @@ def command() -> None:
     Options that choose letters may be repeated: one of each kind must be true of a letter. One failure is one letter,
     however often its record was delivered.
     """
+    logging.getLogger("schemas.decoding").setLevel(logging.CRITICAL)  # what is refused is said in the output
 
 
 @command.command()
@@ -128,7 +129,7 @@ def ls(ids: Sequence[str], *, limit: int, as_json: bool, **options: Any) -> None
         newest = nlargest(limit or len(found), found, key=lambda entry: (entry.failed_ms, entry.id))
         return index, len(found), [pair async for pair in deadletters.errors(settings, newest)]
 
-    index, count, shown = _with_kafka(run)
+    index, count, shown = with_kafka(run)
     if as_json:
         for entry, error in shown:
             click.echo(_letters.as_json(_letters.entry_object(entry, error)))
@@ -161,7 +162,7 @@ def show(id: str, *, raw: bool, as_json: bool) -> None:  # noqa: A002  as the ar
             return found, None
         return found, await _verdict(settings, found)
 
-    found, verdict = _with_kafka(run)
+    found, verdict = with_kafka(run)
     if found is None:
         raise click.ClickException(f"there is no letter {id}: iotflow dlq ls --state all lists those that there are")
     if raw:
@@ -188,7 +189,7 @@ def stats(ids: Sequence[str], *, by: Sequence[str], top: int, as_json: bool, **o
     from schemas.letterstate import stats as count
 
     chosen = _filter(ids, options)
-    index = _with_kafka(lambda settings: _index(settings, as_json=as_json))
+    index = with_kafka(lambda settings: _index(settings, as_json=as_json))
     found = count((entry for entry in index if chosen.admits(entry)), by, top)
     if as_json:
         together = [dict(zip(by, values, strict=True)) | {"letters": number} for values, number in found.together]
@@ -270,7 +271,7 @@ def replay(  # noqa: PLR0913  one for each option
             done = await deadletters.replay(settings, plan, rate=rate, by=_who(), stop=_on_signal(), on_sent=on_sent)
         return index, plan, done
 
-    index, plan, done = _with_kafka(run)
+    index, plan, done = with_kafka(run)
     skipped = plan.skipped if done is None else done.skipped
     if as_json:
         click.echo(_letters.as_json(_letters.replay_object(plan, done, skipped, dry_run=dry_run), indent=2))
@@ -308,7 +309,7 @@ def drop(ids: Sequence[str], *, dry_run: bool, yes: bool, as_json: bool, **optio
                 await deadletters.drop(settings, found, by=_who(), on_sent=on_sent)
         return index, len(found)
 
-    index, count = _with_kafka(run)
+    index, count = with_kafka(run)
     if as_json:
         click.echo(_letters.as_json({"letters": count, "dry_run": dry_run}, indent=2))
     else:
@@ -353,28 +354,6 @@ def _missing(index: Index, chosen: Filter) -> bool:
         elif chosen.state not in {None, entry.state}:
             click.echo(f"{_letters.safe(id_)} is {entry.state}: --state {_ANY} takes it in", err=True)
     return unknown
-
-
-def _with_kafka(work: Callable[[Settings], Awaitable[Result]]) -> Result:
-    from aiokafka.errors import KafkaError
-
-    from app import kafka, settings, topics
-
-    logging.getLogger("schemas.decoding").setLevel(logging.CRITICAL)  # what is refused is said in the output
-    try:
-        loaded = settings.load()
-    except settings.SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-    async def run() -> Result:
-        return await work(loaded)
-
-    try:
-        return asyncio.run(run())
-    except topics.TopicsError as error:
-        raise click.ClickException(str(error)) from error
-    except (KafkaError, OSError, kafka.ConfigError) as error:
-        raise click.ClickException(kafka.explain(error, loaded)) from error
 
 
 def _who() -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from app.cli._kafka import with_kafka
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from app.registry import Plan, What
     from app.settings import Settings
@@ -22,7 +23,6 @@ _WRONG = 1
 _CHANGES = 2
 _STYLES = {"added": "green", "changed": "yellow", "removed": "red"}
 
-Result = TypeVar("Result")
 _file = click.argument("file", type=click.Path(path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -88,7 +88,7 @@ def apply(file: Path, *, prune: bool, dry_run: bool, as_json: bool) -> None:
         return planned
 
     try:
-        planned = _with_kafka(run)
+        planned = with_kafka(run)
     except RegistryError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -116,7 +116,7 @@ def ls(controller: str | None, *, as_json: bool) -> None:
         mac = None if controller is None else _parts(datapoints.normalise(f"{controller}/0/0"))[0]
     except datapoints.RegistryError as error:
         raise click.BadParameter(str(error), param_hint="--controller") from error
-    found = _with_kafka(registry.held)
+    found = with_kafka(registry.held)
     shown = {id_: entry for id_, entry in sorted(found.entries.items()) if mac in {None, _parts(id_)[0]}}
     if as_json:
         controllers: dict[str, dict[str, Any]] = {}
@@ -129,27 +129,6 @@ def ls(controller: str | None, *, as_json: bool) -> None:
     for key, why in found.broken.items():
         click.echo(f"refused: {_text(key)}: {why}", err=True)
     sys.exit(_WRONG if found.broken else 0)
-
-
-def _with_kafka(work: Callable[[Settings], Awaitable[Result]]) -> Result:
-    from aiokafka.errors import KafkaError
-
-    from app import kafka, settings, topics
-
-    try:
-        loaded = settings.load()
-    except settings.SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-    async def run() -> Result:
-        return await work(loaded)
-
-    try:
-        return asyncio.run(run())
-    except topics.TopicsError as error:
-        raise click.ClickException(str(error)) from error
-    except (KafkaError, OSError, kafka.ConfigError) as error:
-        raise click.ClickException(kafka.explain(error, loaded)) from error
 
 
 def _show(plan: Plan, *, done: bool) -> None:

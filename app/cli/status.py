@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from app.cli import _control
+from app.cli._kafka import with_kafka
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,7 @@ def command(*, as_json: bool, watch: bool) -> None:
     Exits with 0 when each stage that has been run in the last hour has live workers and all of these are ready, else
     with 1 and the reasons.
     """
-    wrong = _control.with_kafka(lambda settings: _run(settings, as_json=as_json, watch=watch))
+    wrong = with_kafka(lambda settings: _run(settings, as_json=as_json, watch=watch))
     sys.exit(_NOT_WELL if wrong else 0)
 
 

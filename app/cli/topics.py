@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from app.cli._kafka import with_kafka
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,25 +62,13 @@ def apply(*, as_json: bool) -> None:
 
 
 def _with_admin(work: Callable[[Any, Settings], Awaitable[Plan]]) -> Plan:
-    from aiokafka.errors import KafkaError
+    from app import kafka
 
-    from app import kafka, settings, topics
+    async def run(settings: Settings) -> Plan:
+        async with kafka.admin(settings) as admin:
+            return await work(admin, settings)
 
-    try:
-        loaded = settings.load()
-    except settings.SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-    async def run() -> Plan:
-        async with kafka.admin(loaded) as admin:
-            return await work(admin, loaded)
-
-    try:
-        return asyncio.run(run())
-    except topics.TopicsError as error:
-        raise click.ClickException(str(error)) from error
-    except (KafkaError, OSError, kafka.ConfigError) as error:
-        raise click.ClickException(kafka.explain(error, loaded)) from error
+    return with_kafka(run)
 
 
 def _show(plan: Plan, *, as_json: bool, done: bool) -> None:

@@ -13,8 +13,7 @@ from app.produce import BatchProducer
 from app.settings import Settings, load
 from schemas import wire
 from schemas.reading import Reading
-from schemas.saved import STORAGE_METADATA
-from sinks.contracts import Flush
+from schemas.saved import STORAGE_METADATA, Flush
 from tests.lab.apps import unique
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)

@@ -9,8 +9,8 @@ import pytest
 
 from schemas.deadletter import HEADER_TARGET
 from schemas.reading import Reading
+from schemas.saved import Flush
 from sinks.base import FencedError, Progress
-from sinks.contracts import Flush
 from tests.lab.bench import HANG, AwayError, Bench, Sink, good, now, running, until
 from tests.lab.virtual import virtual
 

@@ -7,7 +7,7 @@ import msgspec
 
 from schemas import wire
 from schemas.reading import Reading
-from schemas.saved import Saved, Sum, batch_event, reading_events
+from schemas.saved import Flush, Saved, Sum, batch_event, reading_events
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
 AT_MS = 1_760_000_000_123
@@ -15,9 +15,9 @@ AT_MS = 1_760_000_000_123
 
 def saved(**more: Any) -> Saved:
     """A batch."""
+    given = {name: more.pop(name) for name in ("store", "batch_id", "at_ms") if name in more}
+    where: dict[str, Any] = {"store": "timescale", "batch_id": "b-1", "at_ms": AT_MS, **given}
     fields: dict[str, Any] = {
-        "store": "timescale",
-        "batch_id": "b-1",
         "readings": 3,
         "rows": 9,
         "size_bytes": 400,
@@ -26,10 +26,10 @@ def saved(**more: Any) -> Saved:
         "error": "",
         "first": AT,
         "last": AT + timedelta(seconds=5),
+        "started_ms": AT_MS - 250,
         "seconds": 0.25,
-        "at_ms": AT_MS,
     }
-    return Saved(**{**fields, **more})
+    return Saved(flush=Flush(**{**fields, **more}), **where)
 
 
 def test_a_batch_has_one_event_with_counts_and_period() -> None:
@@ -80,9 +80,9 @@ def test_a_reading_has_an_event_whose_id_is_the_same_again() -> None:
 def test_a_sum_adds_up_and_is_a_reading_that_later_ones_replace() -> None:
     """The same identity and time, whatever was added; the widest period; the last error."""
     total = Sum("timescale", "ts_user@db:5432/timeseries", "host-1", AT_MS)
-    total.add(saved(error="away", failures=2))
+    total.add(saved(error="away", failures=2).flush)
     before = total.reading
-    total.add(saved(first=AT - timedelta(days=1), last=AT, readings=7, rows=7, dead=0))
+    total.add(saved(first=AT - timedelta(days=1), last=AT, readings=7, rows=7, dead=0).flush)
     reading = total.reading
     assert (before.device_id, before.channel, before.time) == (reading.device_id, reading.channel, reading.time)
     assert reading.measurement == "storage_metadata"
