@@ -144,7 +144,7 @@ class Forwarder:
 
     def drain(self, deadline: float) -> None:
         """Finish what is held by `deadline` (of `time.monotonic`) and let the rest go. Returns at once."""
-        self._handover.start(time.monotonic() if self.ceiling.tripped or self.stopped else deadline)
+        self._handover.start(deadline)
         self._hurry()
 
     def stop_intake(self) -> None:
@@ -169,8 +169,8 @@ class Forwarder:
         return sum(len(chunk.records) for chunk in held.values())
 
     def _hurry(self) -> None:
-        """Let go at once when all that is held waits for schemas; what Kafka was given has the time it was given."""
-        if self._fetching and not self._sending:
+        """Let go at once when all that is held waits; what Kafka was given has the time it was given."""
+        if (self._fetching or self.ceiling.tripped or self.stopped) and not self._sending:
             self._handover.start(time.monotonic())
 
     def _release(self) -> None:

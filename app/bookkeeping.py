@@ -6,10 +6,13 @@ its interval lasts, so that a worker that is killed takes the last seconds of it
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
+
+from msgspec.structs import replace
 
 from app.produce import BatchProducer
 from app.settings import Settings
@@ -23,20 +26,24 @@ _EVERY_S: Final = 10.0
 
 
 def worker_name() -> str:
-    """What tells this process from all others of its stage."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    """What tells this process from all others of its stage; a container's are alike after a restart, but for chance."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class Books:
-    """`sinks.contracts.Books` on Kafka. `place` says where the store is, without secrets."""
+    """`sinks.contracts.Books` on Kafka.
 
-    def __init__(
+    `place` says where the store is, without secrets; `keeps` that the sums are stored there, and not counted again.
+    """
+
+    def __init__(  # noqa: PLR0913  what a store's books consist of
         self,
         settings: Settings,
         store: str,
         place: str,
         producer: BatchProducer,
         *,
+        keeps: bool = False,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._topics = settings.topics
@@ -44,6 +51,7 @@ class Books:
         self._interval_ms = int(settings.books_interval * 1000)
         self._store = store
         self._place = place
+        self._keeps = keeps
         self._worker = worker_name()
         self._producer = producer
         self._now_ms = now_ms
@@ -54,8 +62,15 @@ class Books:
 
     async def saved(self, flush: Flush, readings: Sequence[Reading]) -> None:
         """Count a batch, and return when the broker has its events."""
-        if all(reading.measurement == saved.STORAGE_METADATA for reading in readings):
-            return  # the books themselves: there would be no end to it
+        if self._keeps:  # the books themselves are not in the books: there would be no end to it
+            others = [reading for reading in readings if reading.measurement != saved.STORAGE_METADATA]
+            own = len(readings) - len(others)
+            if not others:
+                return
+            if own:
+                times = [reading.time for reading in others]
+                rows, readings = flush.rows - own, others
+                flush = replace(flush, readings=len(others), rows=rows, first=min(times), last=max(times))
         self._batches += 1
         now_ms = self._now_ms()
         batch_id = f"{self._store}-{self._worker}-{self._began_ms}-{self._batches}"

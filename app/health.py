@@ -67,6 +67,8 @@ class Snapshot:
     taking: bool = True
     breaker: Breaker = Breaker.CLOSED
     ceiling: bool = False
+    #: What goes wrong in the work itself, again and again.
+    failing: str = ""
     #: Intake was stopped by somebody.
     stopped: bool = False
     remedy: str = ""
@@ -176,7 +178,9 @@ def _standstills(now: Snapshot) -> Iterator[str]:
         yield "intake is stopped, as asked"
     if now.ceiling:
         yield "most records are refused, so intake is stopped"
-    if not (now.taking or now.ceiling or now.stopped) and now.breaker is Breaker.CLOSED:
+    if now.failing:
+        yield f"storing fails: {now.failing}"
+    elif not (now.taking or now.ceiling or now.stopped) and now.breaker is Breaker.CLOSED:
         yield "the destination has not been reached yet"
 
 
@@ -280,6 +284,7 @@ def snapshot(view: View) -> Snapshot:
         taking=work.ready,
         breaker=getattr(work, "state", Breaker.CLOSED),
         ceiling=work.ceiling.tripped,
+        failing=getattr(work, "failing", ""),
         stopped=getattr(work, "stopped", False),
         remedy=getattr(work, "remedy", ""),
         waits_for=getattr(work, "waits_for", "the destination"),

@@ -41,6 +41,14 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+def _standstill_s(settings: Settings, sink: str) -> float:
+    """How long records may wait: several writes, and a batch that is open."""
+    if not sink:
+        return health.STANDSTILL_S
+    config = settings.sinks[sink]
+    return max(health.STANDSTILL_S, 5 * config.write_timeout, 3 * config.batch_timeout)
+
+
 class Runtime(ModeService):
     """Starts before Faust's services and stops after them, since stopping needs the work to finish what it holds."""
 
@@ -65,12 +73,7 @@ class Runtime(ModeService):
         self._control = Control(settings, stage, producer, steering.perform, steering.describe)
         self.watchdog = health.Watchdog(
             settings.rebalance_timeout,
-            standstill=max(
-                [
-                    health.STANDSTILL_S,
-                    *(max(5 * sink.write_timeout, 3 * sink.batch_timeout) for sink in settings.sinks.values()),
-                ]
-            ),
+            standstill=_standstill_s(settings, parts.sink),
         )
 
     async def on_start(self) -> None:

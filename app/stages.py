@@ -166,10 +166,11 @@ def make(
         retry_first=settings.retry.first,
         retry_cap=settings.retry.cap,
         max_letter_bytes=topics.max_message_bytes,
+        open_topic=topics.decoded,
         exactly_once=once,
     )
     destination = module.Sink(config, settings.types)
-    books = Books(settings, sink, destination.place, producer)
+    books = Books(settings, sink, destination.place, producer, keeps=config.BOOKS)
     delivery = Delivery(destination, options, letters, telemetry, ceiling=ceiling, books=books, fault=fault)
     services: list[Service] = [books]
     if hasattr(module, "maintain"):

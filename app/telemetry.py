@@ -206,7 +206,7 @@ DURABLE = _metric(
 FRESHNESS = _metric(
     "histogram",
     "iotflow_freshness_seconds",
-    "From the time that a reading is of to its being durable in the store; what lies ahead of the clock counts as 0.",
+    "From the time that a reading is of to its being durable, by up to 16 samples of a batch; never less than 0.",
     _STORE,
     "stage",
     "sink",

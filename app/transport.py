@@ -45,6 +45,8 @@ MAX_POLL_INTERVAL_S = 86_400.0
 QUEUED_CHUNKS = 64
 #: A chunk that stays unacknowledged this long while later ones of its partition are acknowledged is a fault.
 FROZEN_AFTER_S = 60.0
+#: So long a seek waits for a destination that keeps the offsets; well within what Faust gives it.
+_SEEK_S = 10.0
 #: How often a fetch that may not start yet looks again.
 _WAIT_POLL_S = 0.01
 #: A full intake takes again when this share of its limits is in flight.
@@ -147,6 +149,8 @@ class Consumer(stock.Consumer):
         self.inflight_records = 0
         #: Called with the monotonic deadline when everything held must be finished or let go.
         self.on_drain: list[Callable[[float], None]] = []
+        #: The destination's offsets are not known yet: nothing may be fetched.
+        self._unsought = False
         #: Asked at each seek, with the data partitions that are assigned, where the destination keeps the offsets.
         self.on_seek: Callable[[set[TP]], Awaitable[Mapping[TP, int]]] | None = None
         #: Called once each time intake stops because too much is in flight.
@@ -160,6 +164,8 @@ class Consumer(stock.Consumer):
     # -- folding -----------------------------------------------------------------------------------------------------
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        if self._unsought and self.flow_active and not self.app.rebalancing:
+            await self._seek_again()
         wanted = await self._fetchable(active_partitions, timeout)
         if wanted is not None and not wanted:
             return {}
@@ -203,13 +209,16 @@ class Consumer(stock.Consumer):
         # its seek is finished.
         changelogs = set(active) - data
         if changelogs:
-            return changelogs if self.app.rebalancing or self._is_full() else data | changelogs
+            return changelogs if self._may_not_fetch() else data | changelogs
         deadline = time.monotonic() + timeout
-        while self.app.rebalancing or self._is_full():
+        while self._may_not_fetch():
             if time.monotonic() >= deadline or self.should_stop or not self.flow_active:
                 return set()
             await asyncio.sleep(_WAIT_POLL_S)
         return data
+
+    def _may_not_fetch(self) -> bool:
+        return bool(self.app.rebalancing) or self._unsought or self._is_full()
 
     def _is_full(self) -> bool:
         """Whether intake must stop (7). It is stopped by not taking, never by pausing (5)."""
@@ -362,17 +371,33 @@ class Consumer(stock.Consumer):
         if self.on_seek is None:
             return committed
         data = {ensure_TP(tp) for tp in self.assignment() if not self._is_changelog_tp(ensure_TP(tp))}
-        kept = await self.on_seek(data)
+        self._unsought = True
+        try:
+            async with asyncio.timeout(_SEEK_S):
+                kept = await self.on_seek(data)
+        except TimeoutError:
+            return committed  # Faust gives a rebalance up that takes too long; nothing is fetched until it is sought
         places = {stock.ensure_aiokafka_TP(tp): offset for tp, offset in kept.items()}
         if places:
             starts, ends = await self.earliest_offsets(*places), await self.highwaters(*places)
             for place, offset in places.items():
                 if not starts[place] <= offset <= ends[place]:
-                    raise OffsetOutsideLogError(place, offset, starts[place], ends[place])
+                    error = OffsetOutsideLogError(place, offset, starts[place], ends[place])
+                    log.critical("a worker cannot begin", extra={"error": str(error)})
+                    raise error
             await self._thread.seek_wait(places)
-            # What Kafka says is what lag is measured by, and may be another: after a restore, for one.
-            await self._commit({tp: offset for tp, offset in kept.items() if committed.get(tp) != offset})
+        self._unsought = False
+        # What Kafka says is what lag is measured by, and may be another: after a restore, for one.
+        assigned = self.assignment()
+        behind = {tp: offset for tp, offset in kept.items() if committed.get(tp) != offset and tp in assigned}
+        if behind:
+            await self._commit(behind)
         return {**committed, **places}
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """As Faust does; a partition that is being sought has no position, which aiokafka asserts it has."""
+        with suppress(AssertionError):
+            super().verify_event_path(now, tp)
 
     # -- revoke and stop ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from schemas.reasons import Reason
 
 Value = bool | int | float | str | None
 
+#: Measurements of iotflow's own, which are stored as readings are and come over topics of their own.
+RESERVED: Final = frozenset({"aggregates", "alarms", "storage_metadata"})
 #: The largest integer whose every neighbour a double can also hold.
 EXACT_INTEGER: Final = 2**53
 
@@ -79,6 +81,8 @@ def flaw(reading: Reading) -> Rejected | None:
         return Rejected("missing_field", "device_id is empty")
     if not reading.measurement:
         return Rejected("missing_field", "measurement is empty")
+    if reading.measurement in RESERVED:
+        return Rejected("reserved", f"measurement {reading.measurement} is iotflow's own: give it another name")
     if not reading.values:
         return Rejected("missing_field", "no values")
     if reading.time.tzinfo is None:

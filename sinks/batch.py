@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from schemas import wire
 from schemas.deadletter import HEADER_TARGET, Letter, letter, source_of, target_of
-from schemas.reading import Reading, Rejected, RejectedError
+from schemas.reading import RESERVED, Reading, Rejected, RejectedError
 from schemas.record import Record
 from sinks.base import PartialWriteError, Prepared, Reject, Sink
 from sinks.contracts import Clock, Options, Telemetry
@@ -87,7 +87,10 @@ class Former:
                     skipped += 1
                     continue
                 try:
-                    readings.append(read(record.value))
+                    reading = read(record.value)
+                    if reading.measurement in RESERVED and record.topic == self._options.open_topic:
+                        raise RejectedError("reserved", f"measurement {reading.measurement} is iotflow's own")
+                    readings.append(reading)
                 except Exception as error:  # noqa: BLE001  no record may stop the others, whatever is in it
                     why = error.rejected if isinstance(error, RejectedError) else Rejected("wire", named(error))
                     self._condemn(batch, record, why, (record.key or b"").decode("utf-8", "replace"))
@@ -179,6 +182,6 @@ class Former:
         return self.form(batch, [part.readings[i] for i in kept], [part.records[i] for i in kept])
 
 
-def named(error: Exception) -> str:
+def named(error: BaseException) -> str:
     """An error for a log or a letter."""
     return f"{type(error).__name__}: {error}"

@@ -95,6 +95,8 @@ class Options(Struct, frozen=True):
     #: So many failures in a row open the breaker: from then on a probe goes first.
     breaker_after: int = 3
     max_letter_bytes: int = 1_000_000
+    #: The topic that anybody may write to, and so not of everything.
+    open_topic: str = ""
     #: The consumer group whose offsets the destination keeps with the data; '' where it keeps none.
     exactly_once: str = ""
 

@@ -35,6 +35,8 @@ _AFTER_FAULT_S = 1.0
 _TIMED_OUT = Retry("no answer in time", smaller=True)
 #: Turns of the event loop from the call of a driver to the first byte on its way.
 _TURNS_OF_A_WRITE = 2
+#: So many such faults in a row, without an acknowledgement between them, end the process.
+_FAULTS = 5
 #: A batch with more letters than this sends them before it goes on.
 _LETTERS_AT_ONCE = 500
 #: Batches that are stored and wait for the books.
@@ -88,7 +90,9 @@ class Delivery:
         self._next: dict[tuple[str, int], int | None] = {}
         self._writing = False
         self._opened = False
-        self._failed = False
+        #: What went wrong in the work itself since the last acknowledgement, and how often.
+        self.failing = ""
+        self._faults = 0
         self._work: asyncio.Task[None] | None = None
         self._handover = Handover(self._release)
         #: Grows with every write that was answered: a batch that takes long is at work all the same.
@@ -121,7 +125,7 @@ class Delivery:
         """Whether what is put now can be expected to be stored soon."""
         return (
             self._opened
-            and not self._failed
+            and not self.failing
             and self.state is Breaker.CLOSED
             and not self.ceiling.tripped
             and not self.stopped
@@ -176,32 +180,41 @@ class Delivery:
         attempt = 0
         while True:
             try:
-                kept = await self.call(lambda sink: sink.offsets(self.options.exactly_once))  # type: ignore[attr-defined]
+                async with self._turn_of_sink:
+                    kept = await self._in_time(self._offsets())
+                self._turn(Breaker.CLOSED)
                 break
             except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
                 attempt += 1
                 log.warning("the destination's offsets cannot be had", extra={"error": named(error)})
-                await self.clock.sleep(self._pause(self.sink.classify(error), attempt))
+                verdict = self._verdict(error)
+                self._turn(Breaker.OPEN)
+                await self.clock.sleep(self._pause(verdict, attempt))
         self._next = {partition: kept.get(partition) for partition in assigned}
         return {partition: kept[partition] for partition in assigned if partition in kept}
+
+    async def _offsets(self) -> Mapping[tuple[str, int], int]:
+        sink: Any = self.sink
+        found: Mapping[tuple[str, int], int] = await sink.offsets(self.options.exactly_once)
+        return found
 
     # -- giving up ---------------------------------------------------------------------------------------------------
 
     def drain(self, deadline: float) -> None:
-        """Finish what is held by `deadline` (of `time.monotonic`), let the rest go; at once when the breaker is open.
+        """Finish what is held by `deadline` (of `time.monotonic`), let the rest go; at once when nothing is stored.
 
         Returns at once. Ends with the first chunk of a later generation.
         """
         self._handover.start(deadline)
         self._wake.set()
-        if not self.ready:
+        at_work = self._writing and self.state is Breaker.CLOSED and not self.failing
+        if not self.ready and not at_work:
             self._handover.end()
 
     def _release(self) -> None:
         """Let everything go, and end the work on it: a late write could undo a newer one of the next owner."""
         if self._held:
             log.warning("held records let go", extra={"records": self.held_records, "breaker": self.state})
-        self._failed = False
         for chunk in list(self._held.values()):
             self._let_go(chunk)
         self._intake.clear()
@@ -228,11 +241,7 @@ class Delivery:
                 try:
                     await asyncio.wait([self._work])
                     if not self._work.cancelled():
-                        # Neither half of the work returns or raises on its own: this is a fault in our code. All that
-                        # is held is begun again; when that does not help, the watchdog sees the standstill.
-                        log.error("delivery failed", exc_info=self._work.exception())
-                        self._failed = True
-                        await self.clock.sleep(_AFTER_FAULT_S)
+                        await self._failed(self._work.exception())
                 finally:
                     self._work.cancel()
                     with suppress(asyncio.CancelledError, Exception):
@@ -242,6 +251,18 @@ class Delivery:
         finally:
             self._handover.end()
             await self.sink.close()
+
+    async def _failed(self, error: BaseException | None) -> None:
+        """None of the work returns or raises on its own: a fault in our code, or Kafka refuses what is said of a batch.
+
+        All that is held is begun again; when that does not help, this process must not store the same for ever.
+        """
+        log.error("delivery failed", exc_info=error)
+        self._faults += 1
+        self.failing = named(_cause(error))
+        if self._faults >= _FAULTS and self.fault is not None and error is not None:
+            self.fault(error)
+        await self.clock.sleep(_AFTER_FAULT_S)
 
     def _requeue(self) -> None:
         """Begin again with all that is held, in order: writing twice is harmless, losing is not."""
@@ -322,7 +343,7 @@ class Delivery:
             batch.finished = self.clock.monotonic()
             self._observe(batch)
             await stored.put(batch)
-            self._writing = self._failed = False
+            self._writing = False
             self._wake.set()
 
     async def _take(self, ready: asyncio.Queue[Batch]) -> Batch:
@@ -331,13 +352,17 @@ class Delivery:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.options.retry_cap):
                     return await ready.get()
-            try:
-                async with self._turn_of_sink:
-                    await self._in_time(self.sink.probe())
-                self._turn(Breaker.CLOSED)
-            except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
-                self._verdict(error)
+            await self._probe()
         return await ready.get()
+
+    async def _probe(self) -> None:
+        """See whether the destination is back."""
+        try:
+            async with self._turn_of_sink:
+                await self._in_time(self.sink.probe())
+            self._turn(Breaker.CLOSED)
+        except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
+            self._verdict(error)
 
     async def _store(self, batch: Batch) -> None:
         """Store a batch whole, or by halves where something in it can never be stored; in order, so the last wins."""
@@ -349,12 +374,12 @@ class Delivery:
         while todo or progress:
             # The offsets move with the last of the data, even if nothing is left of it, and never before the letters.
             part = todo.pop() if todo else self._former.form(batch, (), ())
-            last = progress if not todo else {}
+            last = not todo and bool(progress)
             if not part.readings and not last:
                 continue
             if last:
                 await self._bury(batch)
-            outcome = await self._attempt(part, last)
+            outcome = await self._attempt(part, progress if last else _held(progress), progress)
             if isinstance(outcome, Retry | Fatal):
                 attempt += 1
                 batch.failures += 1
@@ -370,7 +395,7 @@ class Delivery:
             if outcome is not None:
                 todo += self._former.apart(batch, part, outcome)
             else:
-                self._count(batch, part, last)
+                self._count(batch, part, progress if last else {})
                 progress = {} if last else progress
             if len(batch.letters) >= _LETTERS_AT_ONCE:
                 await self._bury(batch)
@@ -394,18 +419,19 @@ class Delivery:
             found[partition] = known, max(final.offset + 1, known or 0)
         return found
 
-    async def _attempt(self, part: Part, progress: Progress) -> Verdict | PartialWriteError | None:
+    async def _attempt(self, part: Part, move: Progress, goal: Progress) -> Verdict | PartialWriteError | None:
+        """Write, and move the offsets; `goal` is where the whole batch will have moved them."""
         started = self.clock.monotonic()
         sink: Any = self.sink
         payload = part.prepared.payload
         try:
             await self._in_time(
-                sink.write_at(payload, self.options.exactly_once, progress) if progress else sink.write(payload)
+                sink.write_at(payload, self.options.exactly_once, move) if move else sink.write(payload)
             )
         except PartialWriteError as error:
             return error
         except FencedError as error:
-            return await self._fenced(error, progress)
+            return await self._fenced(error, goal)
         except Exception as error:  # noqa: BLE001  whatever it is, the sink says what it means
             return self._verdict(error, writing=True)
         if not part.readings:
@@ -423,13 +449,13 @@ class Delivery:
         )
         return None
 
-    async def _fenced(self, error: FencedError, progress: Progress) -> Verdict | None:
+    async def _fenced(self, error: FencedError, goal: Progress) -> Verdict | None:
         """What follows from offsets that were not where they should have been."""
         try:
-            kept = await self._in_time(self.sink.offsets(self.options.exactly_once))  # type: ignore[attr-defined]
+            kept = await self._in_time(self._offsets())
         except Exception as trouble:  # noqa: BLE001  whatever it is, the sink says what it means
             return self._verdict(trouble)
-        if all(kept.get(partition) == after for partition, (_, after) in progress.items()):
+        if all(kept.get(partition) == after for partition, (_, after) in goal.items()):
             return None  # an earlier attempt of ours, whose answer was lost: its data are with its offsets
         # Somebody else has gone on with a partition that this process believes to be its own: nothing that it holds is
         # worth anything any more, and its next life begins where the destination says.
@@ -474,7 +500,7 @@ class Delivery:
         batch.letters, batch.device_of_letter = [], []
 
     def _observe(self, batch: Batch) -> None:
-        """Tell how long it took until the batch was durable, by samples."""
+        """Tell how long it took until the batch was durable, by samples, each of which stands for those behind it."""
         now_ms = self.clock.wall_ms()
         for piece in batch.pieces:
             step = max(1, -(-(piece.stop - piece.start) // _SAMPLES))
@@ -498,6 +524,7 @@ class Delivery:
                 chunk.unsettled -= piece.stop - piece.start
                 if chunk.unsettled == 0 and self._held.pop(id(chunk), None) is not None:
                     chunk.held.ack()
+            self.failing, self._faults = "", 0
             self._settled.set()
 
     def _flush_of(self, batch: Batch, readings: Sequence[Reading]) -> Flush:
@@ -570,16 +597,37 @@ class Delivery:
 
     async def _stand_still(self) -> None:
         """Wait until nothing says that no more may be stored."""
+        if (self.ceiling.tripped or self.stopped) and self._handover.draining and not self._handover.released:
+            # Not from here: this runs inside the task that a release cancels.
+            asyncio.get_running_loop().call_soon(self._handover.end)
+        if self.ceiling.tripped:
+            self.telemetry.ceiling(True)
+            remedy = f"see the dead letters (iotflow dlq stats); iotflow resume {self.options.stage} to go on"
+            log.error(
+                "the ceiling tripped: most records are refused, so intake is stopped",
+                extra={"stage": self.options.stage, "remedy": remedy},
+            )
         while self.ceiling.tripped or self.stopped:
-            if self.ceiling.tripped:
-                self.telemetry.ceiling(True)
-                remedy = f"see the dead letters (iotflow dlq stats); iotflow resume {self.options.stage} to go on"
-                log.error(
-                    "the ceiling tripped: most records are refused, so intake is stopped",
-                    extra={"stage": self.options.stage, "remedy": remedy},
-                )
             self._resumed.clear()
-            await self._resumed.wait()
+            if self.state is Breaker.CLOSED:
+                await self._resumed.wait()
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.options.retry_cap):
+                        await self._resumed.wait()
+                await self._probe()
+
+
+def _held(progress: Progress) -> Progress:
+    """The same partitions, not moved: what is not the last of a batch is fenced by that."""
+    return {partition: (known, known) for partition, (known, _) in progress.items() if known is not None}
+
+
+def _cause(error: BaseException | None) -> BaseException:
+    """The first error of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error or RuntimeError("the work ended")
 
 
 def _age_s(record: Record, now_ms: int) -> float:

@@ -3,6 +3,8 @@
 A batch is written in one transaction, so a batch delivered twice changes nothing and half a batch is never seen.
 """
 
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -37,6 +39,8 @@ __all__ = [
 
 #: New columns that others take away again as soon as they are made are made so many times.
 _ATTEMPTS: Final = 3
+#: Seconds for which nobody looks again at what columns there are before a reading is refused for them.
+_LOOK_S: Final = 5.0
 
 
 class TimescaleSink(Reader):
@@ -45,17 +49,28 @@ class TimescaleSink(Reader):
     Limits: a text may not hold NUL (U+0000); device and channel (and metric, where it is narrow) together fit an index
     row, about 2,700 bytes; integers beyond 2^53 need an INT32 or INT64 override, or a column that is bigint already; a
     metric of a wide measurement has one type. The type of a column is not to be altered while a worker runs.
+
+    No reading is refused for columns as they were more than `_LOOK_S` ago: so what `schema apply` has made is used
+    without a restart, and many bad readings cost one look at the catalog in that time. `clock` counts seconds.
     """
 
     name = "timescale"
 
-    def __init__(self, settings: Settings, types: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        types: Mapping[str, str] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.settings = settings
         self.types = types or {}
         #: The wide tables: until `open` those that the settings speak of, then those that there are.
         told = {name: wide(name, settings.metrics_of(name, self.types)) for name in settings.measurements}
         self.layout = Layout(told)
         self._rows = Rows(settings, self.types, self.layout)
+        self._clock = clock
+        self._looked = -math.inf
         self._writer = Writer(fast=settings.fast_path == "auto")
         self._connections = Connections(settings, self.classify, self._writer.greet)
 
@@ -80,7 +95,9 @@ class TimescaleSink(Reader):
 
     async def _look(self, connection: asyncpg.Connection) -> None:
         """See which columns there are. What was prepared for others is prepared again when it is written."""
+        now = self._clock()
         found = await read_layout(connection, self.settings.measurements)
+        self._looked = now
         if (found.wide, found.foreign) != (self.layout.wide, self.layout.foreign):
             self.layout = found
             self._rows = Rows(self.settings, self.types, found)
@@ -103,11 +120,17 @@ class TimescaleSink(Reader):
         return [NARROW, *self.layout.wide.values()]
 
     def prepare(self, readings: Sequence[Reading]) -> Prepared[Payload]:
-        """A row for each reading or value; within a batch the last value of a key wins."""
-        return self._rows.prepare(readings)
+        """A row for each reading or value; within a batch the last value of a key wins.
+
+        What does not fit columns that were looked at a while ago is left to `write`, which looks again.
+        """
+        return self._rows.prepare(readings, doubt=self._clock() - self._looked >= _LOOK_S)
 
     async def write(self, payload: Payload) -> None:
-        """Store a batch in one transaction; the columns that it needs are made before."""
+        """Store a batch in one transaction; the columns that it needs are made before.
+
+        Raises `PartialWriteError` where readings do not fit the columns that there are.
+        """
         await self._store(payload)
 
     async def offsets(self, group: str) -> Mapping[tuple[str, int], int]:
@@ -139,11 +162,15 @@ class TimescaleSink(Reader):
     async def _fitting(self, connection: asyncpg.Connection, payload: Payload) -> Payload:
         """A payload as the tables are now, with the columns that it needs.
 
-        Raises `PartialWriteError` where somebody else has made one of them, of a type that does not fit.
+        Raises `PartialWriteError` where readings do not fit: into the columns as they are, or as somebody else has just
+        made them.
         """
         for _ in range(_ATTEMPTS):
-            if payload.layout is not self.layout:
+            if payload.doubtful or payload.layout is not self.layout:
                 prepared = self.prepare(payload.readings)
+                if prepared.payload.doubtful:
+                    await self._look(connection)
+                    prepared = self._rows.prepare(payload.readings)
                 if prepared.rejected:
                     raise PartialWriteError(prepared.rejected)
                 payload = prepared.payload

@@ -8,8 +8,10 @@ from msgspec import Struct
 
 from sinks.timescale.tables import FIXED, SCHEMA_LOCK, Kind, Table, column_of, comment_of, metric_of, quoted, wide
 
-#: Seconds that a change waits for whoever reads the table, while all others wait behind it.
-_LOCK_S: Final = 5
+#: Milliseconds that a change waits for its turn among changes, which holds up nobody else.
+_TURN_MS: Final = 5000
+#: Milliseconds that it waits for whoever uses the table, while everybody else waits behind it.
+_LOCK_MS: Final = 200
 _KINDS: Final = frozenset(get_args(Kind))
 _CATALOG: Final = """
 SELECT c.relname AS table, a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type,
@@ -19,10 +21,25 @@ JOIN pg_class c ON c.oid = to_regclass(quote_ident(wanted.name)) AND c.relkind I
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY c.relname, a.attnum
 """
+#: For a person.
+_WHO: Final = (
+    "SELECT a.* FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.relation = '{}'::regclass AND l.granted "
+    "ORDER BY a.xact_start"
+)
+_PATIENCE: Final = """
+SELECT set_config('lock_timeout', (CASE WHEN EXISTS (
+    SELECT FROM pg_locks WHERE relation = to_regclass(quote_ident($1)) AND mode = 'ShareUpdateExclusiveLock' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+) THEN (SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout') ELSE 0 END + $2::int)::text, true)
+"""
 
 
 class LayoutError(Exception):
     """A wide table is not there, or is somebody else's; the text says how to mend it."""
+
+
+class LockedError(Exception):
+    """A column could not be made in the time for which others may be held up; the text says whom it waits for."""
 
 
 class Layout(Struct, frozen=True, eq=False):
@@ -64,18 +81,48 @@ async def read_layout(connection: asyncpg.Connection, measurements: Sequence[str
 
 
 async def add_columns(connection: asyncpg.Connection, wanted: Mapping[str, Mapping[str, Kind]]) -> None:
-    """Make columns for metrics, by measurement, where they are not there yet; in a transaction of its own.
+    """Make columns for metrics, by measurement, where they are not there yet; each table's in a transaction of its own.
 
-    One that somebody else has made meanwhile stays as it is, whatever its type.
+    One that somebody else has made meanwhile stays as it is, whatever its type. Raises `LockedError` where the table
+    is in use for longer than others may be held up: it is to be tried again after a pause.
     """
-    async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_S}s'")
+    for name, metrics in wanted.items():
+        async with connection.transaction():
+            await _turn(connection, name)
+            await _add(connection, name, metrics)
+
+
+async def _turn(connection: asyncpg.Connection, name: str) -> None:
+    """Wait until nobody else changes tables."""
+    await connection.execute(f"SET LOCAL lock_timeout = {_TURN_MS}")
+    try:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK)
-        for name, metrics in wanted.items():
-            added = ", ".join(
-                f"ADD COLUMN IF NOT EXISTS {quoted(column_of(metric))} {kind}" for metric, kind in metrics.items()
-            )
-            await connection.execute(f"ALTER TABLE {quoted(name)} {added}")
-            for metric in metrics:
-                if comment := comment_of(name, metric):
-                    await connection.execute(comment)
+    except asyncpg.LockNotAvailableError as error:
+        raise LockedError(
+            f"a new column of {name} waits until another worker, or iotflow schema apply, has changed the tables"
+        ) from error
+
+
+async def _add(connection: asyncpg.Connection, name: str, metrics: Mapping[str, Kind]) -> None:
+    added = ", ".join(
+        f"ADD COLUMN IF NOT EXISTS {quoted(column_of(metric))} {kind}" for metric, kind in metrics.items()
+    )
+    await be_patient(connection, name)
+    try:
+        await connection.execute(f"ALTER TABLE {quoted(name)} {added}")
+    except asyncpg.LockNotAvailableError as error:
+        raise LockedError(
+            f"a new column of {name} waits for whoever has that table in use, as pg_dump or a long query: who that is, "
+            f"says {_WHO.format(name)}"
+        ) from error
+    for metric in metrics:
+        if comment := comment_of(name, metric):
+            await connection.execute(comment)
+
+
+async def be_patient(connection: asyncpg.Connection, name: str) -> None:
+    """Set how long the transaction at hand waits for a table.
+
+    A vacuum that the server began by itself gives way, but only to whoever has waited for `deadlock_timeout`.
+    """
+    await connection.execute(_PATIENCE, name, _LOCK_MS)

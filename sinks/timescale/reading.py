@@ -2,7 +2,8 @@
 
 Every call reads the catalog first, in the transaction of its data, so a column or a reading that another worker added
 is seen. A measurement that is stored wide may have older readings in the narrow table, from before; of a reading that
-is in both the wide one counts.
+is in both the wide one counts. Others may have stored infinite times: they are read as the calendar's first and last
+instants, which is what the driver makes of them, and what a selection by those instants finds.
 """
 
 import heapq
@@ -221,7 +222,12 @@ def _wide(table: Table, metrics: Sequence[str], row: Any) -> Reading:
     device, time, channel, *cells, meta = row
     values = {metric: value for metric, value in zip(metrics, cells, strict=True) if value is not None}
     said = apply_meta(meta or "", table.measurement)
-    return Reading(table.measurement, device, time, values, channel, **said)
+    return Reading(table.measurement, device, _aware(time), values, channel, **said)
+
+
+def _aware(time: datetime) -> datetime:
+    """A time from the driver, which has no zone for infinite ones."""
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _narrow(rows: Sequence[Any]) -> Reading:
@@ -243,7 +249,7 @@ def _narrow(rows: Sequence[Any]) -> Reading:
     return Reading(
         measurement=measurement,
         device_id=device,
-        time=time,
+        time=_aware(time),
         values=values,
         channel=channel,
         units=units,
@@ -491,7 +497,7 @@ def _bucket(row: Any, functions: Sequence[Function]) -> Bucket:
         parts = parts[count:]
         if found:
             values[function] = _combined(function, found)
-    return Bucket(measurement, device, channel, metric, start, values)
+    return Bucket(measurement, device, channel, metric, _aware(start), values)
 
 
 def _combined(function: Function, found: Sequence[Any]) -> Value:

@@ -7,12 +7,14 @@ and remembered, so that the usual reading costs little.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from operator import attrgetter, itemgetter
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from msgspec import Struct
 
 from schemas.reading import EXACT_INTEGER, Reading, Rejected, RejectedError, Value
+from schemas.reasons import Reason
 from sinks.base import Prepared, integer_type, out_of_type
 from sinks.meta import meta_text
 from sinks.timescale import narrow
@@ -31,6 +33,11 @@ AGGREGATES: Final = "aggregates"
 REVISION: Final = "revision"
 
 _INSTANT: Final = attrgetter("time", "device_id", "channel", "measurement")
+_TIME: Final = attrgetter("time")
+#: The driver writes these two as -infinity and infinity.
+_ENDLESS: Final = frozenset({datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)})
+#: Why a wide reading may be refused that other columns would take.
+_BY_COLUMNS: Final[frozenset[Reason]] = frozenset({"type_conflict", "bad_value", "integer_too_large"})
 _INT64: Final = 2**63
 _CLASS: Final[Mapping[type, tuple[Kind, str]]] = {
     float: ("double precision", "a number"),
@@ -56,12 +63,17 @@ class Stack(NamedTuple):
 
 
 class Payload(Struct, frozen=True):
-    """A batch as it was prepared for a layout; `wanted` are the columns that must be made before it is written."""
+    """A batch as it was prepared for a layout; `wanted` are the columns that must be made before it is written.
+
+    Where it is `doubtful`, some of its readings have no row, since the layout that they do not fit may be out of date:
+    it is to be prepared again for a newer one.
+    """
 
     stacks: Sequence[Stack]
     layout: Layout
     wanted: Mapping[str, Mapping[str, Kind]]
     readings: Sequence[Reading]
+    doubtful: bool = False
 
 
 class _Shape(Struct, frozen=True, eq=False):
@@ -86,13 +98,20 @@ class Rows:
         self._types = types
         self._shapes: dict[Key, _Shape] = {}
 
-    def prepare(self, readings: Sequence[Reading]) -> Prepared[Payload]:
-        """A row for each reading or value; within a batch the last value of a key wins."""
+    def prepare(self, readings: Sequence[Reading], *, doubt: bool = False) -> Prepared[Payload]:
+        """A row for each reading or value; within a batch the last value of a key wins.
+
+        With `doubt` no reading is refused that other columns would take: it is in the payload, which is `doubtful`.
+        """
         batch = _Batch()
         wide, tall, types = self.layout.wide, batch.tall, self._types
         rejected: dict[int, Rejected] = {}
+        doubtful: set[int] = set()
+        endless = not _ENDLESS.isdisjoint(map(_TIME, readings))
         for index, reading in enumerate(readings):
             try:
+                if endless:
+                    _check_time(reading)
                 if reading.measurement in wide:
                     self._add(batch, reading)
                 else:
@@ -103,17 +122,23 @@ class Rows:
                         del tall[before:]
                         raise
             except RejectedError as error:
-                rejected[index] = error.rejected
-        if rejected:
-            readings = [reading for index, reading in enumerate(readings) if index not in rejected]
-        alone = len(set(map(_INSTANT, readings))) == len(readings)
-        stacks = self._stacks(batch) if alone else self._merged(batch, readings)
-        total = sum(len(stack.rows) for stack in stacks)
-        return Prepared(Payload(stacks, self.layout, batch.new, readings), total, rejected)
+                if doubt and reading.measurement in wide and error.rejected.reason in _BY_COLUMNS:
+                    doubtful.add(index)
+                else:
+                    rejected[index] = error.rejected
+        fitting = readings
+        if rejected or doubtful:
+            fitting = [each for index, each in enumerate(readings) if index not in rejected and index not in doubtful]
+            readings = [each for index, each in enumerate(readings) if index not in rejected]
+        alone = len(set(map(_INSTANT, fitting))) == len(fitting)
+        stacks = self._stacks(batch) if alone else self._merged(batch, fitting)
+        total = sum(len(stack.rows) for stack in stacks) + len(doubtful)
+        return Prepared(Payload(stacks, self.layout, batch.new, readings, bool(doubtful)), total, rejected)
 
     def kept(self, reading: Reading) -> bool:
         """Whether a wide reading is a row. Raises `RejectedError` where it can have none."""
         batch = _Batch()
+        _check_time(reading)
         self._add(batch, reading)
         return bool(batch.wide)
 
@@ -266,6 +291,15 @@ class _Batch(Struct, frozen=True):
     wide: dict[_Shape, list[Line]] = {}
     new: dict[str, dict[str, Kind]] = {}
     shapes: dict[Key, _Shape] = {}
+
+
+def _check_time(reading: Reading) -> None:
+    """Raises `RejectedError` for a time that would not be read back as it is."""
+    if reading.time in _ENDLESS:
+        raise RejectedError(
+            "bad_timestamp",
+            f"time is {reading.time}, the calendar's own end, which PostgreSQL is given as infinite: no device's time",
+        )
 
 
 def _padded(columns: Sequence[str], parts: Sequence[tuple[_Shape, list[Line]]]) -> list[Line]:

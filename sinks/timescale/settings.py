@@ -21,6 +21,10 @@ def _wide(value: Any) -> Any:
     for name in names:
         if not _TABLE.fullmatch(name):
             raise ValueError(f"{name!r} cannot be a table: small letters, digits and _ only, 41 at most")
+        if name in RESERVED:
+            raise ValueError(
+                f"{name!r} cannot be a table of readings: iotflow keeps its own {name} there, always; take it out"
+            )
         if name in TAKEN_TABLES or name.startswith("pg_") or name.endswith(("_key", "_ts", "_hourly", "_daily")):
             raise ValueError(f"{name!r} cannot be a table of its own: the name is reserved")
     return names

@@ -1,4 +1,10 @@
-"""What the errors of PostgreSQL, TimescaleDB and the driver mean to delivery."""
+"""What the errors of PostgreSQL, TimescaleDB and the driver mean to delivery.
+
+What a server says of itself is tried again, since a lost row is worse than a late one: PostgreSQL's SQLSTATE classes
+that are not of the data, its internal errors (XX) among them, and those of TimescaleDB (TS) and YugabyteDB (YB). Any
+other class is taken for the user's own, of a trigger that would refuse the same row for ever: the row is refused, or
+nothing behind it would ever be stored.
+"""
 
 import re
 import ssl
@@ -8,7 +14,7 @@ import asyncpg
 
 from schemas.reading import Rejected
 from sinks.base import Fatal, Reject, Retry, Verdict
-from sinks.timescale.layout import LayoutError
+from sinks.timescale.layout import LayoutError, LockedError
 from sinks.timescale.settings import Settings
 from sinks.timescale.write import STAGING
 
@@ -21,6 +27,10 @@ _CLASSES: Final = frozenset(
         "0001020308090A0B0F0L0P0Z102021222324252627282B2D2F3438393B3D3F404244535455575872F0HVP0XX",
     )
 )
+#: Classes of servers that are made of PostgreSQL.
+_OF_OTHERS: Final = frozenset({"TS", "YB"})
+#: Seconds, on top of delivery's own, before a column is tried again whose table is in use; others go on meanwhile.
+_LOCKED_S: Final = 5.0
 #: The server's own limits: of time, for a statement and for a transaction, and of rows that TimescaleDB takes out of
 #: compressed chunks for one statement.
 _TOO_MUCH: Final = frozenset({"57014", "25P04", "53400"})
@@ -46,15 +56,17 @@ def _by_state(error: asyncpg.PostgresError, settings: Settings) -> Verdict:
     if state in _TOO_MUCH:
         return Retry(f"{state}: {error}", smaller=True)
     # Of the data, or of nobody's but the user's own: a trigger may raise whatever it likes.
-    if state[:2] in _OF_THE_DATA or (state and state[:2] not in _CLASSES):
+    if state[:2] in _OF_THE_DATA or (state and state[:2] not in _CLASSES | _OF_OTHERS):
         return Reject(Rejected("refused", f"{state}: {error}"))
     return Retry(f"{state}: {error}")
 
 
 def classify(error: BaseException, settings: Settings) -> Verdict:
-    """By SQLSTATE class; what is not known is tried again, since a lost row is worse than a late one."""
+    """By SQLSTATE class; what is no error of a server's is tried again, unless the driver says it of the data."""
     if isinstance(error, asyncpg.PostgresError):
         return _by_state(error, settings)
+    if isinstance(error, LockedError):
+        return Retry(str(error), after_s=_LOCKED_S)
     if isinstance(error, LayoutError):
         return Fatal(str(error))
     if isinstance(error, ssl.SSLCertVerificationError):  # a ValueError too, but not one of the data

@@ -1,8 +1,11 @@
 """The views: readings in every shape that the documents have, whichever way they are stored.
 
 `measurements` has everything that was read in the shape of `iot_measurements`, a row for each value, of narrow and wide
-tables alike. `telemetry` (where that measurement has no table of its own), `realtime` and `alert` are the shapes of the
-other documents; `iot_hourly_stats` and `iot_daily_stats` have the mean, least, greatest and count of what is a number;
+tables alike. A reading that is in both, stored narrow before its measurement was wide and delivered again since, is in
+it twice, and counts twice in the views that count; the product's own reading gives the wide one alone.
+
+`telemetry` (where that measurement has no table of its own), `realtime` and `alert` are the shapes of the other
+documents; `iot_hourly_stats` and `iot_daily_stats` have the mean, least, greatest and count of what is a number;
 `recent_activity`, `compression_stats` and `uncompressed_chunks` are for the operator.
 
 No view is made of another, so that each can be made anew by itself. A wide table's metrics are read off its rows, so a

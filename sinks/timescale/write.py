@@ -54,6 +54,8 @@ class Writer:
 
     def __init__(self, *, fast: bool) -> None:
         self._fast = fast
+        #: Tables that cannot be copied to.
+        self._never: set[str] = set()
         #: By the server's process and the table: what its staging table consists of.
         self._made: dict[tuple[int, str], tuple[tuple[str, str], ...]] = {}
         #: By table: for how many batches it is left alone, and for how many it was last time.
@@ -89,7 +91,7 @@ class Writer:
         await connection.execute(upsert(stack.table, stack.columns))
 
     def _worth_a_try(self, table: str) -> bool:
-        if not self._fast:
+        if not self._fast or table in self._never:
             return False
         left, pause = self._pauses.get(table, (0, 0))
         if left:
@@ -108,7 +110,7 @@ class Writer:
             self._pauses[name] = pause, pause
             return False
         except (asyncpg.FeatureNotSupportedError, asyncpg.WrongObjectTypeError):  # row security, a view with a trigger
-            self._fast = False
+            self._never.add(name)
             return False
         self._pauses.pop(name, None)
         return True

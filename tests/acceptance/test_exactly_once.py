@@ -105,7 +105,7 @@ async def test_the_database_decides_where_to_go_on(pipeline: Pipeline, lab: Any)
         await found.commit(0)
         store = await p.started(STORE)
         await p.settled()
-        assert store.metric("iotflow_rows_total") == 0
+        assert store.metric("iotflow_rows_total") < 10  # the books
         assert await store.terminate() == 0
 
         # As after a restore of a backup that is older than the last reading.
@@ -117,6 +117,52 @@ async def test_the_database_decides_where_to_go_on(pipeline: Pipeline, lab: Any)
         await p.check()
         assert await found.kept() == kept
         assert await decode.terminate() == 0
+
+
+async def test_workers_come_and_go_while_nothing_flows(pipeline: Pipeline, lab: Any) -> None:
+    """The offsets agree then, and there is nothing to set right."""
+    async with pipeline as p, offsets(p, lab) as found:
+        await p.started("decode")
+        first = await p.started(STORE)
+        await p.simulate(1000)
+        await p.settled()
+        assert await first.terminate() == 0
+        first = await p.started(STORE)
+        second = await p.started(STORE)
+        await asyncio.sleep(3)
+        assert first.ready()
+        assert await second.terminate() == 0
+        await until(first.ready, 30)
+        await p.simulate(1000)
+        await p.settled()
+        await p.check()
+        assert await found.kept() == await found.ends()
+
+
+@pytest.mark.parametrize("seconds", [25, pytest.param(150, marks=pytest.mark.long)])
+async def test_a_worker_that_starts_while_the_database_is_away_waits_for_it(
+    pipeline: Pipeline, lab: Any, seconds: int
+) -> None:
+    """Nobody else knows where to begin; it is alive and not ready, and goes on by itself."""
+    async with pipeline as p:
+        await p.started("decode")
+        store = await p.started(STORE)
+        await p.simulate(500)
+        await p.settled()
+        assert await store.terminate() == 0
+        await p.simulate(500)
+        await asyncio.to_thread(lab.server.kill)
+        try:
+            store = await p.start(STORE)
+            await asyncio.sleep(seconds)
+            assert store.process.returncode is None
+            assert store.get("/health/live")[0] == 200
+            assert not store.ready()
+        finally:
+            await asyncio.to_thread(lab.server.start)
+        await until(store.ready, 60)
+        await p.settled()
+        await p.check()
 
 
 async def test_who_was_away_too_long_stores_nothing_any_more(pipeline: Pipeline, lab: Any) -> None:

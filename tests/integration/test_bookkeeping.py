@@ -26,7 +26,7 @@ class Bench:
     def __init__(self, settings: Settings, producer: BatchProducer) -> None:
         self.settings = settings
         self.now_ms = 100 * MINUTE
-        self.books = Books(settings, "timescale", "here", producer, now_ms=lambda: self.now_ms)
+        self.books = Books(settings, "timescale", "here", producer, keeps=True, now_ms=lambda: self.now_ms)
 
     async def store(self, *devices: str, measurement: str = "fire") -> None:
         """What delivery does when a batch is stored."""
@@ -111,3 +111,7 @@ async def test_the_books_do_not_book_themselves(kafka_servers: str) -> None:
         await made.store("timescale", measurement=STORAGE_METADATA)
         await made.books.close()
         assert await made.events() == await made.sums() == []
+        metadata, other = (Reading(name, "d", AT, {"x": 1.0}) for name in (STORAGE_METADATA, "fire"))
+        flush = Flush(2, 4, 10, 0, 0, "", AT, AT, made.now_ms, 0.5)
+        await made.books.saved(flush, [metadata, other])
+        assert [(event["record_count"], event["row_count"]) for event in await made.events()] == [(1, 3)]

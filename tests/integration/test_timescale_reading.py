@@ -209,3 +209,48 @@ async def test_a_server_that_stands_still_does_not_hold_a_reader(timescale: Any)
 
 async def _delete(sink: Any) -> None:
     await sink.delete(Selection(device_id="nobody"))
+
+
+async def test_infinite_times_that_others_stored_are_read_as_the_calendars_ends(timescale: Any) -> None:
+    """By every method, among ours; what lies a microsecond further in the sink itself can store and read back."""
+    ends = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+    tick = timedelta(microseconds=1)
+    await timescale.apply_schema()
+    connection = await timescale.connect()
+    for time in ("-infinity", "infinity"):
+        await connection.execute(
+            f"INSERT INTO telemetry (device_id, ts, temperature) VALUES ('a', '{time}', 1)",
+        )
+        await connection.execute(
+            "INSERT INTO iot_measurements (device_id, timestamp, measurement, component_type, value) "
+            f"VALUES ('a', '{time}', 'energy', 'power', 1)",
+        )
+    await connection.close()
+    ours = [
+        Reading(name, "a", time, {metric: 1.0})
+        for time in (ends[0] + tick, T0, ends[1] - tick)
+        for name, metric in (("telemetry", "temperature"), ("energy", "power"))
+    ]
+    theirs = [
+        Reading(name, "a", time, {metric: 1.0}, dialect=dialect)
+        for time in ends
+        for name, metric, dialect in (("telemetry", "temperature", "telemetry"), ("energy", "power", ""))
+    ]
+    async with timescale.opened() as sink:
+        await store(sink, ours)
+        kept = sorted([*ours, *theirs], key=lambda each: (each.time, each.measurement))
+        stored = await scanned(sink, Selection())
+
+        assert [(each.measurement, each.time, each.values) for each in stored] == [
+            (each.measurement, each.time, each.values) for each in kept
+        ]
+        assert model.queried(stored, Selection()) == await sink.query()
+        assert model.latest(stored, Selection()) == await sink.latest(Selection())
+        whole = Selection(start=ends[0], end=ends[1])
+        assert model.selected(stored, whole) == await scanned(sink, whole)
+        assert await sink.count() == len(kept)
+        buckets = await sink.aggregate(Selection(measurement="energy", start=ends[0], end=ends[1]), HOUR)
+        assert all(bucket.start.tzinfo is UTC for bucket in buckets)
+        assert sum(bucket.values["count"] for bucket in buckets) == 4
+        await sink.delete(Selection(device_id="a"))
+        assert await sink.count() == 0

@@ -13,6 +13,8 @@ from msgspec.structs import replace
 from schemas.reading import Reading
 from sinks.base import Fatal as FatalVerdict
 from sinks.base import FencedError, PartialWriteError, Reject, Retry
+from sinks.timescale.layout import be_patient
+from sinks.timescale.tables import SCHEMA_LOCK
 from tests.lab.stores import StoreLab
 
 T0 = datetime(2025, 10, 5, 12, 34, 56, 123456, tzinfo=UTC)
@@ -111,19 +113,100 @@ async def test_a_payload_from_before_a_column_is_written_all_the_same(timescale:
         assert await stored(sink) == [each for (each,) in batch]
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def refused(sink: Any, readings: Sequence[Reading]) -> dict[int, str]:
+    """The words for each reading that is not stored, whether prepare or write finds it; delivery's own way."""
+    prepared = sink.prepare(readings)
+    found = {index: why.error for index, why in prepared.rejected.items()}
+    left = [index for index in range(len(readings)) if index not in found]
+    try:
+        await sink.write(prepared.payload)
+    except PartialWriteError as error:
+        return found | {left[index]: why.error for index, why in error.rejected.items()}
+    return found
+
+
 async def test_with_a_plan_columns_come_from_apply_alone(timescale: Any) -> None:
-    """Until the setting names the metric it is refused; then `schema apply` makes the column, and a probe sees it."""
+    """Until the setting names the metric it is refused; what `schema apply` makes is seen by a worker that runs."""
     await timescale.apply_schema()
-    wanted = reading({"temperature": 1.0, "pressure": 2})
+    wanted, plain = reading({"temperature": 1.0, "pressure": 2}), reading({"temperature": 2.0}, 1)
+    clock = Clock()
     async with opened(timescale, TIMESCALE_NEW_COLUMNS="plan") as (sink,):
+        sink._clock, sink._looked = clock, clock.now
         (why,) = sink.prepare([wanted]).rejected.values()
         assert "telemetry.pressure=number to TIMESCALE_COLUMNS" in why.error
         timescale.env["TIMESCALE_COLUMNS"] = "telemetry.pressure=number"
         await timescale.apply_schema()
-        await sink.probe()
-        await write(sink, [wanted])
+        clock.now += 60
+        await write(sink, [plain, wanted])
 
-        assert await stored(sink) == [wanted]
+        assert await stored(sink) == [wanted, plain]
+
+
+@pytest.mark.parametrize(
+    ("changes", "before", "after"),
+    [
+        ({}, "ADD COLUMN level numeric(6,2)", "DROP COLUMN level"),
+        ({}, "ADD COLUMN level text", "DROP COLUMN level, ADD COLUMN level double precision"),
+        ({"TIMESCALE_MAX_COLUMNS": "4"}, "ADD COLUMN other text", "ADD COLUMN level double precision"),
+    ],
+)
+async def test_a_column_that_is_mended_is_used_at_once(
+    timescale: Any, changes: dict[str, str], before: str, after: str
+) -> None:
+    """By a person, who did what the letter says, while the worker runs."""
+    await timescale.apply_schema()
+    await execute(timescale, f"ALTER TABLE telemetry {before}")
+    clock = Clock()
+    batch = [reading({"temperature": 1.0}), reading({"level": 2.0}, 1)]
+    async with opened(timescale, **changes) as (sink,):
+        sink._clock, sink._looked = clock, clock.now
+        clock.now += 60
+        assert list(await refused(sink, batch)) == [1]
+        await execute(timescale, f"ALTER TABLE telemetry {after}")
+        clock.now += 60
+        assert await refused(sink, batch) == {}
+
+        assert await stored(sink) == batch
+
+
+async def test_many_bad_readings_are_one_look(timescale: Any) -> None:
+    """What was looked at a moment ago is believed: by the batches that come then, and by those already on their way."""
+    await timescale.apply_schema()
+    clock = Clock()
+    async with opened(timescale) as (sink,):
+        sink._clock, sink._looked = clock, clock.now
+        looks = []
+        look = sink._look
+
+        async def told(connection: Any) -> None:
+            looks.append(clock.now)
+            await look(connection)
+
+        sink._look = told
+        bad = [reading({"temperature": "warm"}), reading({"device": "\0"}), reading({"humidity": 1.0})]
+        clock.now += 60
+        early = [sink.prepare(bad).payload for _ in range(3)]
+        for payload in early:
+            with pytest.raises(PartialWriteError) as error:
+                await sink.write(payload)
+            assert list(error.value.rejected) == [0]
+        for _ in range(10):
+            clock.now += 0.25
+            assert list(sink.prepare(bad).rejected) == [0, 1]
+        clock.now += 60
+        assert list(await refused(sink, bad)) == [1, 0]
+
+        assert looks == [160.0, 222.5]
 
 
 async def test_any_name_can_be_a_metric(timescale: Any) -> None:
@@ -312,7 +395,7 @@ async def test_the_fast_path_leaves_and_comes_back(timescale: Any) -> None:
 
 
 async def test_a_table_with_row_security_is_never_copied_to(timescale: Any) -> None:
-    """PostgreSQL does not let anybody; the sink goes the other way."""
+    """PostgreSQL does not let anybody; the sink goes the other way, with this table alone."""
     await timescale.apply_schema()
     await execute(timescale, "ALTER TABLE telemetry ENABLE ROW LEVEL SECURITY")
     await execute(timescale, "ALTER TABLE telemetry FORCE ROW LEVEL SECURITY")
@@ -321,8 +404,20 @@ async def test_a_table_with_row_security_is_never_copied_to(timescale: Any) -> N
         batch = [reading({"temperature": 1.0}, at) for at in range(2)]
         for each in batch:
             await write(sink, [each])
+        straight = sink._writer._straight
+        ways = []
 
-        assert await stored(sink) == batch
+        async def told(connection: Any, stack: Any) -> bool:
+            went: bool = await straight(connection, stack)
+            ways.append((stack.table.name, went))
+            return went
+
+        sink._writer._straight = told
+        other = Reading("fire", "dev", T0 + timedelta(seconds=9), {"smoke_density": 1.0}, dialect="fire")
+        await write(sink, [reading({"temperature": 2.0}, 5), other])
+
+        assert ways == [("fire", True)]
+        assert await stored(sink) == [*batch, reading({"temperature": 2.0}, 5), other]
 
 
 # -- exactly once ------------------------------------------------------------------------------------------------------
@@ -422,17 +517,112 @@ async def test_offsets_without_a_table_name_the_command(timescale: Any) -> None:
         assert "run iotflow schema apply" in sink.classify(error.value).remedy
 
 
-async def test_a_lock_that_is_not_had_is_waited_for_in_pieces(timescale: Any) -> None:
-    """Whoever reads a table for long keeps a new column from being made, and not everybody else from the table."""
+async def until_waiting(connection: Any) -> None:
+    """Return when somebody waits to have the table alone."""
+    statement = (
+        "SELECT count(*) FROM pg_locks WHERE relation = 'telemetry'::regclass AND mode = 'AccessExclusiveLock' "
+        "AND NOT granted"
+    )
+    while not await connection.fetchval(statement):  # noqa: ASYNC110  only the server knows
+        await asyncio.sleep(0.01)
+
+
+async def test_a_new_column_waits_for_a_reader_and_holds_nobody_up(timescale: Any) -> None:
+    """Whoever reads a table for long keeps a column from being made; meanwhile another worker writes to the table."""
     await timescale.apply_schema()
-    reader = await timescale.connect()
-    async with opened(timescale) as (sink,):
+    reader, watcher = await timescale.connect(), await timescale.connect()
+    new = reading({"new": 1.0})
+    verdicts = []
+    async with opened(timescale, 2) as (one, other):
+
+        async def insist() -> None:
+            while True:
+                try:
+                    await write(one, [new])
+                except Exception as error:  # noqa: BLE001  classified below
+                    verdicts.append(one.classify(error))
+                    await asyncio.sleep(verdicts[-1].after_s or 0)
+                else:
+                    return
+
+        async def go_on() -> None:
+            for at in range(1, 10**6):
+                batch = [reading({"temperature": float(at)}, at)]
+                await write(other, batch)
+                written.extend(batch)
+
+        written: list[Reading] = []
         async with reader.transaction():
             await reader.fetch("SELECT * FROM telemetry")
-            with pytest.raises(Exception) as error:  # noqa: PT011  classified below
-                await write(sink, [reading({"new": 1.0})])
-            assert isinstance(sink.classify(error.value), Retry)
+            insisting = asyncio.create_task(insist())
+            await until_waiting(watcher)
+            going = asyncio.create_task(go_on())
+            await asyncio.sleep(3)
+            during = len(written)
+            assert not insisting.done()
+        await insisting
+        going.cancel()
+        await asyncio.wait([going])
+
+        assert during >= 5
+        assert verdicts
+        for verdict in verdicts:
+            assert isinstance(verdict, Retry)
+            assert "a new column of telemetry waits for whoever has that table in use" in verdict.why
+        found = await stored(one)
+        assert found[0] == new
+        assert found[1 : len(written) + 1] == written
+    await reader.close()
+    await watcher.close()
+
+
+async def test_the_advice_names_whoever_holds_the_table(timescale: Any) -> None:
+    """The statement in the text gives the reader's connection, and not one that waits too."""
+    await timescale.apply_schema()
+    reader = await timescale.connect()
+    async with opened(timescale) as (sink,), reader.transaction():
+        await reader.fetch("SELECT * FROM telemetry")
+        with pytest.raises(Exception, match="who that is, says") as error:
+            await write(sink, [reading({"new": 1.0})])
+        (found,) = await execute(timescale, error.value.args[0].partition("says ")[2])
+
+        assert found["pid"] == reader.get_server_pid()
+    await reader.close()
+
+
+async def test_a_change_of_the_tables_is_waited_for(timescale: Any) -> None:
+    """While `schema apply` is at work no column is made; the text says so, and later it is."""
+    await timescale.apply_schema()
+    other = await timescale.connect()
+    async with opened(timescale) as (sink,):
+        await other.execute("SELECT pg_advisory_lock($1)", SCHEMA_LOCK)
+        with pytest.raises(Exception, match="or iotflow schema apply, has changed the tables") as error:
+            await write(sink, [reading({"new": 1.0})])
+        assert isinstance(sink.classify(error.value), Retry)
+        await other.execute("SELECT pg_advisory_unlock($1)", SCHEMA_LOCK)
         await write(sink, [reading({"new": 1.0})])
 
         assert await stored(sink) == [reading({"new": 1.0})]
-    await reader.close()
+    await other.close()
+
+
+async def test_a_vacuum_is_given_the_time_to_give_way(timescale: Any) -> None:
+    """The server takes a vacuum of its own away from whoever has waited for `deadlock_timeout`, and nobody sooner."""
+    await timescale.apply_schema()
+    mine, other = await timescale.connect(), await timescale.connect()
+
+    async def patience() -> str:
+        async with mine.transaction():
+            await be_patient(mine, "telemetry")
+            found: str = await mine.fetchval("SHOW lock_timeout")
+            return found
+
+    short = await patience()
+    async with other.transaction():
+        await other.execute("LOCK TABLE fire IN SHARE UPDATE EXCLUSIVE MODE")
+        assert await patience() == short == "200ms"
+        await other.execute("LOCK TABLE telemetry IN SHARE UPDATE EXCLUSIVE MODE")
+        assert await patience() == "1200ms"
+    assert await patience() == short
+    await mine.close()
+    await other.close()

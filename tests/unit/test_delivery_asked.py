@@ -11,7 +11,8 @@ from schemas.deadletter import HEADER_TARGET
 from schemas.reading import Reading
 from schemas.saved import Flush
 from sinks.base import FencedError, Progress
-from tests.lab.bench import HANG, AwayError, Bench, Sink, good, now, running, until
+from sinks.contracts import Breaker
+from tests.lab.bench import HANG, AwayError, BadError, Bench, Sink, good, now, running, until
 from tests.lab.virtual import virtual
 
 
@@ -69,6 +70,32 @@ async def test_what_is_stopped_lets_go_at_once_and_stays_stopped_after_a_rebalan
         await bench.many(10, generation=2)
         await asyncio.sleep(100)
         assert bench.sink.sizes == []
+
+
+@virtual
+async def test_what_is_being_written_when_intake_is_stopped_is_finished_at_a_drain() -> None:
+    """The time for that is there; what is not begun is let go as soon as it is done."""
+    async with running(Sink(takes=5.0)) as bench:
+        held = await bench.many(10, 10)
+        await asyncio.sleep(0.5)
+        bench.delivery.stop_intake()
+        bench.drain(1000)
+        await asyncio.sleep(10)
+        assert bench.sink.sizes == [10]
+        assert (bench.acked, bench.released) == ([held[0]], [held[1]])
+
+
+@virtual
+async def test_what_is_stopped_sees_that_its_destination_is_back() -> None:
+    """Or nobody could be let at the sink meanwhile."""
+    async with running(Sink(writes=[AwayError()] * 3, probes=[AwayError()] * 20)) as bench:
+        await bench.many(1)
+        await until(lambda: bench.delivery.state is Breaker.OPEN)
+        bench.delivery.stop_intake()
+        await asyncio.sleep(3600)
+        assert bench.delivery.state is not Breaker.OPEN
+        bench.delivery.resume()
+        await bench.done()
 
 
 @virtual
@@ -149,6 +176,24 @@ async def test_a_batch_is_acknowledged_only_when_it_is_in_the_books_and_the_next
         await bench.done()
 
 
+@virtual
+async def test_what_kafka_never_takes_ends_the_process() -> None:
+    """Batches that can be stored and not booked must not be stored again and again for ever."""
+
+    class Closed:
+        async def saved(self, *_: object) -> None:
+            raise PermissionError("not authorized")
+
+    async with running(books=Closed()) as bench:
+        await bench.many(10)
+        await until(lambda: bench.faults)
+        assert "not authorized" in bench.delivery.failing
+        assert not bench.delivery.ready
+        assert 5 <= len(bench.sink.sizes) <= 6
+        assert bench.acked == []
+        bench.drain(0)
+
+
 # -- exactly once ------------------------------------------------------------------------------------------------------
 
 
@@ -165,13 +210,18 @@ class Once(Sink):
         return dict(self.kept)
 
     async def write_at(self, payload: list[Reading], group: str, progress: Progress) -> None:
-        """Both or neither."""
+        """Only from where the offsets are: before the data, and after them."""
         assert group == "g"
+        self._fence(progress)
+        await self.write(payload)
+        self._fence(progress)
+        self.kept |= {place: after for place, (_, after) in progress.items()}
+        if any(before != after for before, after in progress.values()):
+            self.moves.append(dict(progress))
+
+    def _fence(self, progress: Progress) -> None:
         if any(self.kept.get(place) != before for place, (before, _) in progress.items()):
             raise FencedError("somebody else")
-        await self.write(payload)
-        self.kept |= {place: after for place, (_, after) in progress.items()}
-        self.moves.append(dict(progress))
 
 
 async def expected(bench: Bench) -> None:
@@ -210,6 +260,23 @@ async def test_offsets_move_last_and_never_before_the_letters() -> None:
         await bench.done()
         assert sink.kept == {("decoded", 0): 6}
         assert {"a", "b"} == set(sink.stored)
+
+
+@virtual
+async def test_every_part_of_a_batch_is_fenced() -> None:
+    """Not only the last: an older value must not be written over that of a new owner."""
+    sink = Once(writes=[None, BadError("all of it")])
+    async with running(sink, exactly_once="g") as bench:
+        await expected(bench)
+        await bench.many(1)
+        await bench.done()
+        sink.takes = 1.0
+        await bench.put("a", "b")
+        await asyncio.sleep(1.5)
+        sink.kept["decoded", 0] = 99
+        await until(lambda: bench.faults)
+        assert "b" not in sink.stored
+        bench.drain(0)
 
 
 @virtual

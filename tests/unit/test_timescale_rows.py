@@ -214,6 +214,55 @@ def test_a_plan_tells_which_column_is_wanted() -> None:
     assert len(cells(prepared.payload)) == 2
 
 
+def test_what_other_columns_would_take_is_left_in_doubt() -> None:
+    """Among good ones and what no column takes: delivery's indexes are those of all that is not refused."""
+    rows = rows_of(Settings(wide=("m",), new_columns="plan"), price="numeric(6,2)")
+    nul, good, infinite, again = (
+        reading({"t": "\0"}),
+        reading({"d": 1.0}, 1),
+        reading({"d": math.inf}, 2),
+        reading({"i": 5}, 1),
+    )
+    unfit = [reading({"new": 1.0}, 3), reading({"d": "x"}, 4), reading({"price": 1.0}, 5), reading({"d": 2**53 + 1}, 6)]
+    prepared = rows.prepare([nul, unfit[0], good, infinite, *unfit[1:], again], doubt=True)
+
+    assert {0: "nul", 3: "bad_type"} == {index: why.reason for index, why in prepared.rejected.items()}
+    assert prepared.payload.doubtful
+    assert prepared.payload.readings == [unfit[0], good, *unfit[1:], again]
+    assert prepared.rows == 1 + len(unfit)
+    certain = rows.prepare(prepared.payload.readings)
+    assert list(certain.rejected) == [0, 2, 3, 4]
+    assert not certain.payload.doubtful
+
+
+def test_without_doubt_a_batch_is_the_same() -> None:
+    """It costs a second look only where something does not fit; a narrow reading never does better later."""
+    batch = [reading({"d": 1.0}), reading({"new": "x"}, 1), Reading("energy", "d", T0, {"x": 2**53 + 1})]
+    prepared = rows_of().prepare(batch, doubt=True)
+
+    assert not prepared.payload.doubtful
+    assert list(prepared.rejected) == [2]
+    assert prepared.payload.wanted == {"m": {"new": "text"}}
+
+
+ENDS = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+TICK = timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("measurement", ["m", "energy"])
+def test_the_calendars_own_ends_are_no_times(measurement: str) -> None:
+    """PostgreSQL would have them as infinite; a microsecond further in is a time like any other."""
+    times = [ENDS[0], ENDS[0] + TICK, T0, ENDS[1] - TICK, ENDS[1]]
+    batch = [Reading(measurement, "d", time, {"d": 1.0}, dialect="m") for time in times]
+
+    prepared = rows_of().prepare(batch)
+
+    assert {0: "bad_timestamp", 4: "bad_timestamp"} == {index: why.reason for index, why in prepared.rejected.items()}
+    assert prepared.rejected[4].error.startswith("time is 9999-12-31 23:59:59.999999+00:00")
+    (stack,) = prepared.payload.stacks
+    assert [row[0] for row in stack.rows] == times[1:-1]
+
+
 def test_no_more_columns_than_allowed() -> None:
     """Those of one batch count together."""
     rows = rows_of(Settings(wide=("m",), max_columns=len(LIVE) + 1))
@@ -341,6 +390,13 @@ def test_a_measurement_that_cannot_be_a_table_is_refused(name: str) -> None:
     """At start, and by name."""
     with pytest.raises(ValueError, match="cannot be a table"):
         Settings.model_validate({"wide": name})
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_reserved_measurement_is_no_choice(name: str) -> None:
+    """It has its table whatever is chosen."""
+    with pytest.raises(ValueError, match=f"'{name}' cannot be a table of readings: iotflow keeps its own {name} there"):
+        Settings.model_validate({"wide": f"telemetry,{name}"})
 
 
 @pytest.mark.parametrize(
