@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from msgspec import Struct
 
 from app import ledger
-from app.kafka import client_args
+from app.kafka import client_args, explain
 from app.lenient import read_leniently
 from app.settings import Settings
-from schemas.reading import Reading
+from schemas.reading import Reading, RejectedError
 from sinks import registry
 from sinks.base import Selection
 
 Place = tuple[str, str, str, Any]
 #: The first and the last offset of what a ledger has, by topic and partition.
 Sent = dict[tuple[str, int], tuple[int, int]]
-
-
-class UnreachableError(Exception):
-    """A store that should be looked into cannot be; the text says what to do."""
 
 
 class Finding(Struct):
@@ -49,15 +46,16 @@ class Finding(Struct):
 
 
 class Report(Struct):
-    """The whole comparison."""
+    """The whole comparison; `unreachable` has, of each place that could not be looked into, what to do."""
 
     stores: dict[str, Finding]
     letters: Finding
+    unreachable: dict[str, str] = {}
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was lost, doubled, changed or wrongly refused."""
-        return self.letters.ok and all(store.ok for store in self.stores.values())
+        """Whether nothing was lost, doubled, changed or wrongly refused, and everything was looked into."""
+        return not self.unreachable and self.letters.ok and all(store.ok for store in self.stores.values())
 
 
 def _equal(one: Reading, other: Reading) -> bool:
@@ -72,8 +70,20 @@ def _place(reading: Reading) -> Place:
 
 
 async def store(sink: Any, path: Path, topic: str | None = None) -> Finding:
-    """Compare an open sink with a ledger, or with its part of a raw topic: within its span of time they are equal."""
-    kept = [reading for reading in map(sink.kept, ledger.readings(path, topic)) if reading is not None]
+    """Compare an open sink with a ledger, or with its part of a raw topic: within its span of time they are equal.
+
+    A reading that the store refuses as it is now, as for a column of another type, is expected as it was sent.
+    """
+    kept: list[Reading] = []
+    refused: dict[Place, str] = {}
+    for reading in ledger.readings(path, topic):
+        try:
+            expected = sink.kept(reading)
+        except RejectedError as error:
+            expected = reading
+            refused[_place(reading)] = f"{error.rejected.reason}: {error.rejected.error}"
+        if expected is not None:
+            kept.append(expected)
     wanted: dict[Place, Reading] = {_place(reading): reading for reading in kept}
     found = Finding(expected=len(wanted), together=len(kept) - len(wanted))
     if not wanted:
@@ -93,8 +103,9 @@ async def store(sink: Any, path: Path, topic: str | None = None) -> Finding:
             found.different += 1
             _example(found.examples, f"sent {expected}, stored {reading}")
     found.missing = len(wanted)
-    for reading in list(wanted.values())[:3]:
-        _example(found.examples, f"missing: {reading}")
+    for place, reading in list(wanted.items())[:3]:
+        why = f", which the store refuses as it is now ({refused[place]})" if place in refused else ""
+        _example(found.examples, f"missing: {reading}{why}")
     return found
 
 
@@ -194,20 +205,27 @@ async def tail(
 async def compare(
     settings: Settings, path: Path, topic: str | None = None, since: Mapping[int, int] | None = None
 ) -> Report:
-    """Compare every store of `STORES` and the dead letters with a ledger, or with its part of a raw topic."""
+    """Compare every store of `STORES` and the dead letters with a ledger, or with its part of a raw topic.
+
+    What cannot be looked into hides nothing of the others: it is in `unreachable`.
+    """
     stores: dict[str, Finding] = {}
+    unreachable: dict[str, str] = {}
     for name in settings.stores:
         sink = registry.load()[name].Sink(settings.sinks[name], settings.types)
         try:
             await sink.open()
-        except Exception as error:
-            verdict = sink.classify(error)
-            raise UnreachableError(f"{name}: {getattr(verdict, 'remedy', '') or error}") from error
-        try:
             stores[name] = await store(sink, path, topic)
+        except Exception as error:  # noqa: BLE001  the sink says what it means
+            unreachable[name] = getattr(sink.classify(error), "remedy", "") or f"{sink.place}: {error}"
         finally:
             await sink.close()
-    return Report(stores, await letters(settings, path, topic, since))
+    found = Finding()
+    try:
+        found = await letters(settings, path, topic, since)
+    except (KafkaError, OSError) as error:
+        unreachable["dead letters"] = explain(error, settings)
+    return Report(stores, found, unreachable)
 
 
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[int]:

@@ -300,6 +300,8 @@ class Done(Struct):
 
     records: int = 0
     letters: int = 0
+    #: Letters among them that stay open, since another store than their own got them.
+    kept_open: int = 0
     skipped: dict[Skip, list[str]] = {}
     #: Whether it was stopped before the end.
     stopped: bool = False
@@ -317,8 +319,8 @@ async def replay(  # noqa: PLR0913  each is one knob of it
 ) -> Done:
     """Send records again in the plan's order, at most `rate` a second (0: as fast as can be), and mark their letters.
 
-    When `stop` is set, what has been begun is finished, and no more. Whenever it is cut short, a new plan has what is
-    left. Raises as `index` does.
+    Those that go to another store than their own are not marked. When `stop` is set, what has been begun is finished,
+    and no more. Whenever it is cut short, a new plan has what is left. Raises as `index` does.
     """
     clock = clock or SystemClock()
     stop = stop or asyncio.Event()
@@ -416,7 +418,9 @@ class _Sender:
         marks = [mark for again, _ in pairs for mark in replayed_marks(again, at, self._by)]
         await _mark(self._settings, self._producer, marks)
         self._done.records += len(pairs)
-        self._done.letters += len(marks)
+        for again, _ in pairs:
+            self._done.letters += len(again.letters)
+            self._done.kept_open += len(again.letters) if again.elsewhere else 0
 
 
 def _size(again: Again, held: Replayed) -> int:

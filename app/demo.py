@@ -252,6 +252,8 @@ class Demo:
         self.console.print(_table(findings))
         for name, finding in findings.items():
             self._remark(name, finding)
+        for name, why in report.unreachable.items():
+            self.console.print(f"{name} could not be looked into: {why}", style="red", soft_wrap=True, markup=False)
         for name, reason in self.absent.items():
             self.console.print(f"{name} was left out. {reason}", style="yellow", soft_wrap=True, markup=False)
         first = "no rows" if self.first_rows_s is None else f"first rows after {self.first_rows_s:.1f} s"

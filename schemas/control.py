@@ -267,12 +267,16 @@ def _did(reply: Reply) -> bool:
 
 
 def unwell(statuses: Mapping[str, Status], now: datetime) -> list[str]:
-    """What is wrong with the workers, a line each: live ones that are not ready, and stages that nobody alive runs."""
+    """What is wrong with the workers, a line each: live ones that are not ready, and stages that nobody alive runs.
+
+    Where a worker knows what a person can do, that stands behind why it is not ready.
+    """
     found = []
     running = {each.stage for each in statuses.values() if alive(each, now)}
     for name, each in sorted(statuses.items()):
         if alive(each, now) and not each.ready:
-            found.append(f"{name}: {'; '.join(each.reasons) or 'not ready'}")
+            why, remedy = "; ".join(each.reasons) or "not ready", " ".join(each.health.remedy.split())
+            found.append(f"{name}: {why}: {remedy}" if remedy else f"{name}: {why}")
     gone = sorted({each.stage for each in statuses.values()} - running)
     found += [f"{stage}: its workers have been silent for more than {DEAD_AFTER_S:g} s" for stage in gone]
     if not statuses:

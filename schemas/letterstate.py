@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Annotated, Final, Literal, get_args
 
 import msgspec
@@ -32,6 +33,7 @@ from schemas.deadletter import (
 from schemas.partition import partition_of, partition_of_key
 from schemas.reading import Reading
 from schemas.record import Headers, Record
+from schemas.redacted import text
 
 Moment = Annotated[datetime, Meta(tz=True)]
 State = Literal["open", "replayed", "dropped"]
@@ -54,7 +56,7 @@ class Mark(Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1, gc=Fal
     #: Of the record that the letter holds, in hex.
     sum: str
     replays: int = 0
-    #: The stage that it was sent to, where that is not its own.
+    #: The stage that it was sent to, where that is not its own; only marks of earlier versions say so.
     to: str = ""
     by: str = ""
 
@@ -280,12 +282,19 @@ class Filter(Struct, frozen=True, kw_only=True):
 
 # -- counting ----------------------------------------------------------------------------------------------------------
 
+
+@lru_cache(maxsize=8192)
+def shown_device(device: str) -> str:
+    """A device as it may be shown: where nothing was decoded it is a record's key, which may hold a secret."""
+    return text(device)
+
+
 #: What letters can be counted by.
 BY: Final[Mapping[str, Callable[[Entry], str]]] = {
     "stage": lambda entry: entry.stage,
     "reason": lambda entry: entry.reason,
     "dialect": lambda entry: entry.dialect,
-    "device": lambda entry: entry.device,
+    "device": lambda entry: shown_device(entry.device),
     "topic": lambda entry: entry.topic,
     "state": lambda entry: entry.state,
     "attempt": lambda entry: str(entry.attempt),
@@ -354,9 +363,17 @@ class Again(Struct, frozen=True):
         """The one whose bytes are sent."""
         return self.letters[-1]
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it goes to another stage than the one that refused it, which still lacks it then."""
+        return self.target != self.letter.stage
+
 
 class Plan(Struct, frozen=True):
-    """What is sent again, each partition's in the order in which it first came, and which letters are not, by why."""
+    """What is sent again, each partition's in the order in which it first came, and which letters are not, by why.
+
+    Also where some have failed more often than others: of two values of one series and time the later must come last.
+    """
 
     records: Sequence[Again]
     skipped: Mapping[Skip, Sequence[str]]
@@ -365,6 +382,11 @@ class Plan(Struct, frozen=True):
     def letters(self) -> int:
         """How many letters that are."""
         return sum(len(record.letters) for record in self.records)
+
+    @property
+    def kept_open(self) -> int:
+        """How many of these stay open, since they go to another store than their own."""
+        return sum(len(record.letters) for record in self.records if record.elsewhere)
 
 
 def plan(
@@ -455,20 +477,14 @@ def partition_again(letter: Entry, held: Replayed, partitions: int) -> int:
 
 
 def replayed_marks(again: Again, at: datetime, by: str) -> list[tuple[str, Mark]]:
-    """What is to be said of the letters of a record that was sent again, by their ids."""
+    """What is to be said of the letters of a record that was sent again, by their ids.
+
+    Nothing, where another store got it: its own has not.
+    """
+    if again.elsewhere:
+        return []
     return [
-        (
-            entry.id,
-            Mark(
-                "replayed",
-                again.attempt - 1,
-                at,
-                entry.sum,
-                entry.replays + 1,
-                again.target if again.target != entry.stage else "",
-                by,
-            ),
-        )
+        (entry.id, Mark("replayed", again.attempt - 1, at, entry.sum, entry.replays + 1, by=by))
         for entry in again.letters
     ]
 

@@ -77,14 +77,19 @@ class SinkSettings(BaseModel):
     batch_timeout: float = Field(0.02, gt=0, le=3600, description="seconds a batch waits after its first reading")
     write_timeout: float = Field(30.0, gt=0, le=600, description="seconds before a write counts as failed")
 
+    def unusable(self) -> list[str]:
+        """What of the files that are named here cannot be used, a line each: for `iotflow config check`."""
+        return []
+
 
 class Sink(Protocol[Payload]):
     """A destination. Delivery calls one of the asynchronous methods at a time, and `close` in any case.
 
-    Made as `Sink(settings, types)`; beside it the module has `Settings` (whose `STAGE` begins with `store-`),
-    `plan_schema(settings, types)` and `apply_schema(settings, types)`, both of which return a `SchemaPlan`. `write`
-    must be idempotent on (measurement, device_id, channel, metric, time), the last of a batch winning: what is
-    delivered twice must change nothing. Every sink is `Readable` too.
+    Made as `Sink(settings, types)`; beside it the module has `Settings` (whose `STAGE` begins with `store-`), and
+    `plan_schema`, `drift` and `apply_schema`, each of `(settings, types)` and returning a `SchemaPlan`; and `maintain`
+    of the same, where something has to be done every hour. `write` must be idempotent on (measurement, device_id,
+    channel, metric, time), the last of a batch winning: what is delivered twice must change nothing. Every sink is
+    `Readable` too.
     """
 
     name: str

@@ -42,16 +42,15 @@ def stage_options(function: Command) -> Command:
 def ask_stage(action: Action, stage: str | None, *, every: bool, timeout: float, as_json: bool) -> None:
     """Ask the workers of a stage or of all, show what came of it, and exit."""
     from app import control
+    from app.stages import known
     from schemas.control import EVERY
 
     if (stage is None) is not every:
         raise click.UsageError("Name one STAGE, or say --all.")
 
     async def run(settings: Settings) -> Asked:
-        if stage is not None and stage not in settings.stages:
-            raise click.BadParameter(
-                f"no stage is called {stage!r}; stages: {', '.join(settings.stages)}", param_hint="STAGE"
-            )
+        if stage is not None and stage not in known():
+            raise click.BadParameter(f"no stage is called {stage!r}; stages: {', '.join(known())}", param_hint="STAGE")
         return await control.ask(settings, action, stage or EVERY, timeout=timeout)
 
     asked = with_kafka(run)

@@ -44,6 +44,7 @@ def time_of(ms: int | None) -> str | None:
 
 def entry_object(entry: Entry, error: str) -> dict[str, Any]:
     """A letter of a list, and why it was refused."""
+    from schemas.letterstate import shown_device
     from schemas.redacted import text
 
     return {
@@ -54,7 +55,7 @@ def entry_object(entry: Entry, error: str) -> dict[str, Any]:
         "stage": entry.stage,
         "reason": entry.reason,
         "dialect": entry.dialect,
-        "device": entry.device,
+        "device": shown_device(entry.device),
         "topic": entry.topic,
         "partition": entry.source_partition,
         "offset": entry.source_offset,
@@ -63,6 +64,11 @@ def entry_object(entry: Entry, error: str) -> dict[str, Any]:
         "whole": entry.whole,
         "error": text(error),
     }
+
+
+def counted(number: int, what: str = "letter") -> str:
+    """As `1 letter`, `2,000 letters`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _table(*columns: str) -> Table:
@@ -87,11 +93,13 @@ def print_list(shown: Iterable[tuple[Entry, str]]) -> None:
     """A table of letters with their errors."""
     from rich.text import Text
 
+    from schemas.letterstate import shown_device
     from schemas.redacted import text
 
     table = _table("letter", "state", "failed", "attempt", "device", "reason", "error")
     for entry, error in shown:
-        row = (entry.id, entry.state, time_of(entry.failed_ms) or "", str(entry.attempt), entry.device, entry.reason)
+        failed, device = time_of(entry.failed_ms) or "", shown_device(entry.device)
+        row = (entry.id, entry.state, failed, str(entry.attempt), device, entry.reason)
         table.add_row(*(Text(safe(cell)) for cell in (*row, text(error))))
     _print(table)
 
@@ -100,7 +108,7 @@ def print_stats(found: Stats, by: Sequence[str], top: int) -> None:
     """Tables of counts; of what was counted together, the `top` rows."""
     from rich.text import Text
 
-    click.echo(f"{found.letters:,} letters")
+    click.echo(counted(found.letters))
     if not found.letters:
         return
     click.echo(f"refused from {time_of(found.oldest_ms)} to {time_of(found.newest_ms)}")
@@ -127,6 +135,7 @@ def replay_object(
         "dry_run": dry_run,
         "records": len(plan.records) if done is None else done.records,
         "letters": plan.letters if done is None else done.letters,
+        "kept_open": plan.kept_open if done is None else done.kept_open,
         "stopped": done is not None and done.stopped,
         "skipped": {
             why: {"letters": len(ids), "why": SKIPS[why], "examples": ids[:_EXAMPLES]} for why, ids in skipped.items()
@@ -140,13 +149,17 @@ def print_replay(plan: Plan, done: Done | None, skipped: Mapping[Skip, Sequence[
 
     letters, records = (plan.letters, len(plan.records)) if done is None else (done.letters, done.records)
     verb = "would be sent" if dry_run else "sent"
-    click.echo(f"{letters:,} letters {verb} again, as {records:,} records")
+    click.echo(f"{counted(letters)} {verb} again, as {counted(records, 'record')}")
+    if kept := plan.kept_open if done is None else done.kept_open:
+        stay = "would stay open" if dry_run else "open still"
+        click.echo(f"{counted(kept)} {stay}: their own store has not got them; replay without --to, or drop them")
     for why, ids in skipped.items():
-        click.echo(f"{len(ids):,} letters are not sent: {SKIPS[why]}", err=True)
+        click.echo(f"{counted(len(ids))} not sent: {SKIPS[why]}", err=True)
         for id_ in ids[:_EXAMPLES]:
             click.echo(f"  {safe(id_)}", err=True)
     if done is not None and done.stopped:
-        click.echo(f"stopped; {plan.letters - done.letters:,} are left: the same command goes on", err=True)
+        goes_on = "sends all of them" if plan.kept_open else "goes on"
+        click.echo(f"stopped; {counted(plan.letters - done.letters)} left: the same command {goes_on}", err=True)
 
 
 def _meaning(reason: str) -> str:
@@ -229,6 +242,7 @@ def print_letter(found: Shown, verdict: Verdict | str | None) -> None:
 
 
 def _rows(found: Shown) -> Iterator[tuple[str, str]]:
+    from schemas.letterstate import shown_device
     from schemas.redacted import text
 
     entry, held = found.entry, found.held
@@ -238,7 +252,7 @@ def _rows(found: Shown) -> Iterator[tuple[str, str]]:
     yield "reason", f"{entry.reason}: {_meaning(entry.reason) or 'a reason that this version does not know'}"
     yield "error", text(found.tries[-1].error)
     yield "dialect", entry.dialect or "not known"
-    yield "device", entry.device or "not known"
+    yield "device", shown_device(entry.device) or "not known"
     yield "record", f"{entry.topic}, partition {entry.source_partition}, offset {entry.source_offset}"
     yield "received", time_of(held.timestamp) or "at no time that it says"
     yield "key", "none" if held.key is None else text(held.key.decode("utf-8", "backslashreplace"))

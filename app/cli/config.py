@@ -42,7 +42,10 @@ def check(env: Mapping[str, str] | None, *, as_json: bool) -> None:
 
 
 def _unusable(settings: "Settings") -> list[str]:
-    """What would keep decode from starting, of which the settings do not know themselves."""
+    """What would keep decode from starting or a schema from being made, of which the settings do not know themselves.
+
+    A sink's settings say what of their files cannot be used where they have a method `unusable`, a line each.
+    """
     from app import registry, stages
     from schemas.datapoints import RegistryError
 
@@ -55,6 +58,8 @@ def _unusable(settings: "Settings") -> list[str]:
         stages.schema_source(settings)
     except ValueError as error:
         problems.append(str(error))
+    for sink in settings.sinks.values():
+        problems += sink.unusable()
     return problems
 
 
@@ -127,6 +132,8 @@ def _default(field: "FieldInfo") -> str:
     value = field.get_default()
     if isinstance(value, dict):
         value = ",".join(f"{name}:{item}" for name, item in value.items())
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
     return "" if value is None or value == "" else f"`{value}`"
 
 

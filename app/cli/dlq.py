@@ -136,9 +136,9 @@ def ls(ids: Sequence[str], *, limit: int, as_json: bool, **options: Any) -> None
     elif shown:
         _letters.print_list(shown)
     if len(shown) < count:
-        click.echo(f"{len(shown):,} of {count:,} letters are shown: --limit 0 shows all", err=True)
+        click.echo(f"{len(shown):,} of {_letters.counted(count)} shown: --limit 0 shows all", err=True)
     elif not as_json:
-        click.echo(f"{count:,} letters", err=True)
+        click.echo(_letters.counted(count), err=True)
     sys.exit(_FAILED if _missing(index, chosen) else 0)
 
 
@@ -243,10 +243,13 @@ def replay(  # noqa: PLR0913  one for each option
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Send letters again, in the order in which their records first came.
+    """Send letters again, in the order in which their records first came; what failed less often goes first.
 
     What decode refused goes back to its raw topic; what a store refused goes to that store's stage alone. A raw record
     is sent once for all its open letters. It may be interrupted at any time: the same command goes on from there.
+
+    What goes to another store with --to stays open, since its own store has not got it: replay it without --to as well,
+    or drop it. The same command sends it once more, which changes nothing in the store.
 
     Exits with 0 when all that was chosen was sent, 1 when something failed or one that is named is not there, 3 when
     some cannot be sent (the rest was), 130 when it was interrupted.
@@ -266,7 +269,7 @@ def replay(  # noqa: PLR0913  one for each option
         if dry_run or not plan.records:
             return index, plan, None
         if not yes:
-            _confirm(f"Send {plan.letters:,} letters again?", plan.letters)
+            _confirm(f"Send {_letters.counted(plan.letters)} again?", plan.letters)
         with _bar("sent again", as_json=as_json) as on_sent:
             done = await deadletters.replay(settings, plan, rate=rate, by=_who(), stop=_on_signal(), on_sent=on_sent)
         return index, plan, done
@@ -304,7 +307,7 @@ def drop(ids: Sequence[str], *, dry_run: bool, yes: bool, as_json: bool, **optio
         found = [entry for entry in index if chosen.admits(entry)]
         if found and not dry_run:
             if not yes:
-                _confirm(f"Drop {len(found):,} letters?", len(found))
+                _confirm(f"Drop {_letters.counted(len(found))}?", len(found))
             with _bar("dropped", as_json=as_json) as on_sent:
                 await deadletters.drop(settings, found, by=_who(), on_sent=on_sent)
         return index, len(found)
@@ -313,7 +316,7 @@ def drop(ids: Sequence[str], *, dry_run: bool, yes: bool, as_json: bool, **optio
     if as_json:
         click.echo(_letters.as_json({"letters": count, "dry_run": dry_run}, indent=2))
     else:
-        click.echo(f"{count:,} letters {'would be dropped' if dry_run else 'dropped'}")
+        click.echo(f"{_letters.counted(count)} {'would be dropped' if dry_run else 'dropped'}")
     sys.exit(_FAILED if _missing(index, chosen) else 0)
 
 
@@ -339,7 +342,8 @@ async def _index(settings: Settings, *, as_json: bool) -> Index:
     with _bar("read", as_json=as_json) as on_read:
         index = await deadletters.index(settings, on_read)
     if index.strange:
-        click.echo(f"{index.strange:,} records of the topics are no letters of iotflow's", err=True)
+        strange = _letters.counted(index.strange, "record")
+        click.echo(f"{strange} of the topics cannot be read as letters or marks of iotflow's", err=True)
     return index
 
 

@@ -50,9 +50,9 @@ def plan(stores: tuple[str, ...], *, as_json: bool) -> None:
     Exits with 0 when there is nothing to do, 2 when something would change, 1 when something is refused or failed.
     """
     found, errors = _each("plan_schema", stores)
-    _show(found, errors, as_json=as_json)
+    _show(found, errors, as_json=as_json, nothing="nothing to do")
     pending = any(each.pending for each in found.values())
-    refused = any(change.action == "refused" for each in found.values() for change in each.changes)
+    refused = any(map(_refused, found.values()))
     sys.exit(_FAILED if errors or refused else _CHANGES if pending else 0)
 
 
@@ -65,8 +65,8 @@ def apply(stores: tuple[str, ...], *, as_json: bool) -> None:
     rest is done), or a store cannot be reached.
     """
     found, errors = _each("apply_schema", stores)
-    _show(found, errors, as_json=as_json, done=True)
-    refused = any(change.action == "refused" for each in found.values() for change in each.changes)
+    _show(found, errors, as_json=as_json, nothing="as it should be", done=True)
+    refused = any(map(_refused, found.values()))
     sys.exit(_FAILED if errors or refused else 0)
 
 
@@ -78,7 +78,7 @@ def drift(stores: tuple[str, ...], *, as_json: bool) -> None:
     Exits with 0 when nothing differs, 2 when something does, 1 when a store cannot be reached.
     """
     found, errors = _each("drift", stores)
-    _show(found, errors, as_json=as_json)
+    _show(found, errors, as_json=as_json, nothing="no differences")
     sys.exit(_FAILED if errors else _CHANGES if any(each.changes for each in found.values()) else 0)
 
 
@@ -151,14 +151,37 @@ def _each(work: str, stores: Sequence[str], *more: Any) -> tuple[dict[str, Any],
         try:
             found[name] = asyncio.run(getattr(module, work)(settings.sinks[name], *(more or (settings.types,))))
         except Exception as error:  # noqa: BLE001  the sink says what it means
-            verdict = module.Sink(settings.sinks[name]).classify(error)
-            errors[name] = getattr(verdict, "remedy", None) or str(error) or type(error).__name__
+            errors[name] = _why(module.Sink(settings.sinks[name]), settings.sinks[name], error)
     return found, errors
 
 
-def _show(found: Mapping[str, SchemaPlan], errors: Mapping[str, str], *, as_json: bool, done: bool = False) -> None:
+def _why(sink: Any, settings: Any, error: BaseException) -> str:
+    """What a store's error means to a person, who is told the settings where it cannot be reached."""
+    remedy: str | None = getattr(sink.classify(error), "remedy", None)
+    if remedy:
+        return remedy
+    said = str(error) or type(error).__name__
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    if not any(isinstance(each, OSError) for each in chain):  # a time limit is one, too
+        return said
+    fields = [field for field in ("url", "host", "port", "nodes") if field in type(settings).model_fields]
+    if not fields:
+        return said
+    names = ", ".join(f"{settings.PREFIX}_{field.upper()}" for field in fields)
+    return f"cannot be reached at {sink.place} ({said}): check that it runs, and {names}"
+
+
+def _refused(plan: SchemaPlan) -> bool:
+    return any(change.action == "refused" for change in plan.changes)
+
+
+def _show(
+    found: Mapping[str, SchemaPlan], errors: Mapping[str, str], *, as_json: bool, nothing: str, done: bool = False
+) -> None:
     if as_json:
-        shown: dict[str, Any] = {name: {"ok": True, **_as_object(each)} for name, each in found.items()}
+        shown: dict[str, Any] = {name: {"ok": not _refused(each), **_as_object(each)} for name, each in found.items()}
         shown |= {name: {"ok": False, "error": error} for name, error in errors.items()}
         click.echo(json.dumps(shown, indent=2))
         return
@@ -178,7 +201,7 @@ def _show(found: Mapping[str, SchemaPlan], errors: Mapping[str, str], *, as_json
         if each.changes:
             console.print(table)
         else:
-            console.print(Text("nothing to do" if not done else "as it should be", style="dim"))
+            console.print(Text(nothing, style="dim"))
         for note in each.notes:
             console.print(Text(note, style="dim"))
     for name, error in errors.items():

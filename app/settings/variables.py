@@ -27,7 +27,6 @@ GENERAL: Final[Mapping[str, tuple[str, ...]]] = {"batch_size": ("BATCH_SIZE",), 
 #: Accepted, so the documents' commands run as they stand, but nothing here needs them.
 IGNORED: Final[Mapping[str, str]] = {
     "REDIS_URL": "iotflow keeps its books in Kafka and needs no Redis",
-    "REDIS_FLUSH_INTERVAL_SECONDS": "there is no Redis to flush to",
 }
 
 

@@ -21,7 +21,7 @@ from sinks.influxdb.fields import TRUSTED_S, FieldTypes
 from sinks.influxdb.lines import Lines
 from sinks.influxdb.reader import Reader
 from sinks.influxdb.schema import apply_schema, drift, plan_schema
-from sinks.influxdb.server import AnswerError, classify, refused_lines
+from sinks.influxdb.server import CONFLICT, AnswerError, classify, refused_lines
 from sinks.influxdb.settings import Settings
 from sinks.meta import meta_text
 
@@ -148,7 +148,7 @@ class InfluxSink(Reader):
             except AnswerError as error:
                 if refused := refused_lines(error, part.lines):
                     raise PartialWriteError({part.places[line]: why for line, why in refused.items()}) from error
-                if _CONFLICT in error.words and self._clock() >= self._learn_from:
+                if CONFLICT in error.words and self._clock() >= self._learn_from:
                     self._learn_from = self._clock() + TRUSTED_S
                     await self._learn()  # delivery prepares each half of the batch again
                 raise
@@ -178,8 +178,6 @@ class InfluxSink(Reader):
 _GZIP: Final = 31
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 _HEADERS: Final = {False: (_TEXT,), True: (_TEXT, ("Content-Encoding", "gzip"))}
-#: In the server's words for a value of another type than the field's.
-_CONFLICT: Final = "field type conflict"
 #: Seconds that learning the types may take.
 _LEARNING_S: Final = 5.0
 #: What the registry of sinks makes one with.

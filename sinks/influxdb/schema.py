@@ -6,17 +6,15 @@ Nothing here deletes a point: a retention is lengthened, never shortened.
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
-import yaml
 from msgspec import Struct
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sinks.base import Change, SchemaPlan
 from sinks.influxdb.reader import Reader, UnreadableError
 from sinks.influxdb.server import AnswerError, SetupError
-from sinks.influxdb.settings import Settings, bucket_name, shards_too_long
+from sinks.influxdb.settings import Settings, shards_too_long
 
 #: The version of what `apply_schema` makes; a bucket's description ends with it.
 SCHEMA: Final = 1
@@ -31,17 +29,6 @@ _LIMITED: Final = frozenset({401, 403, 404})
 
 class _ThereError(SetupError):
     """A bucket of that name exists, though it was not among those that the token may see."""
-
-
-class _Listed(BaseModel):
-    """A bucket of the file that `Settings.buckets` names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    name: Annotated[str, AfterValidator(bucket_name)]
-    description: str = ""
-    retention_days: int | None = Field(None, ge=0, le=36_500)
-    shard_hours: int | None = Field(None, ge=1, le=876_000)
 
 
 class _Wanted(Struct, frozen=True):
@@ -143,7 +130,10 @@ async def _connected(settings: Settings) -> AsyncIterator[tuple[Reader, str]]:
 
 def _wanted(settings: Settings) -> list[_Wanted]:
     """The buckets of readings first; what the file says of one of them holds."""
-    listed = {each.name: each for each in _listed(settings)}
+    try:
+        listed = {each.name: each for each in settings.listed()}
+    except ValueError as error:
+        raise SetupError(str(error)) from error
     found: list[_Wanted] = []
     for name in (*settings.stores, *listed):
         each, ours = listed.get(name), name in settings.stores
@@ -155,25 +145,6 @@ def _wanted(settings: Settings) -> list[_Wanted]:
             found.append(_Wanted(name, each.description if each else "", days, hours, ours))
         elif each is not None and not ours:
             found.append(_Wanted(name, each.description, each.retention_days, each.shard_hours, ours))
-    return found
-
-
-def _listed(settings: Settings) -> list[_Listed]:
-    path = settings.buckets
-    if path is None:
-        return []
-    what = f"INFLUXDB_BUCKETS: {path}"
-    try:
-        found = TypeAdapter(list[_Listed]).validate_python(yaml.safe_load(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SetupError(f"{what} cannot be read as JSON or YAML: {error}") from error
-    except ValidationError as error:
-        flaw = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in flaw["loc"]) or "the file"
-        raise SetupError(f"{what} must be a list of buckets with `name`: {place}: {flaw['msg']}") from error
-    names = [each.name for each in found]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SetupError(f"{what} names bucket {min(twice)!r} twice")
     return found
 
 

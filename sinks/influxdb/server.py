@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.reading import Rejected
+from schemas.reasons import Reason
 from sinks.base import Fatal, Reject, Retry, Verdict
 from sinks.influxdb.lines import EPOCH
 from sinks.influxdb.settings import Settings
@@ -156,6 +157,8 @@ def _expired_lines(answer: AnswerError, lines: Sequence[str]) -> dict[int, Rejec
     }
 
 
+#: For a value of another type than the field's; of several points, the answer is about one.
+CONFLICT: Final = "field type conflict"
 #: The longest that a server's own wish to be left alone is heeded, in seconds.
 _PATIENCE_S: Final = 60.0
 
@@ -191,7 +194,12 @@ def _classify_answer(answer: AnswerError, settings: Settings) -> Verdict:
     # 201 is how some InfluxDB 3 say that they stored a part of it; a code is what no gateway's own JSON has.
     ours = status == HTTPStatus.CREATED or answer.code or settings.version == "3"
     if status in {201, 400, 422} and answer.words and ours:
-        expired = _EXPIRED.fullmatch(answer.words) or _BEYOND in answer.words
-        return Reject(Rejected("too_old" if expired else "refused", str(answer)))
+        return Reject(Rejected(_reason(answer.words), str(answer)))
     after = answer.headers.get("Retry-After", "")
     return Retry(str(answer), after_s=min(float(after), _PATIENCE_S) if after.isdecimal() else None)
+
+
+def _reason(words: str) -> Reason:
+    if CONFLICT in words:
+        return "type_conflict"
+    return "too_old" if _EXPIRED.fullmatch(words) or _BEYOND in words else "refused"

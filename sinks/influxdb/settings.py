@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, model_validator
 
 from sinks.base import SinkSettings, unpaired
+from sinks.influxdb.buckets import Listed, bucket_name, read
 from sinks.influxdb.lines import CHANNEL, DEVICE, stored
 
 _HOURS_OF_A_DAY: Final = 24
@@ -31,13 +32,6 @@ def _tags(value: Any) -> Any:
         if name in {DEVICE, CHANNEL, "time"} or stored(name) != name:
             raise ValueError(f"cannot make {name!r} a tag: the name is reserved")
     return names
-
-
-def bucket_name(value: str) -> str:
-    """A name that InfluxDB takes for a bucket; raises `ValueError` saying what is wrong with another."""
-    if not value.strip() or value.startswith("_") or '"' in value or not value.isprintable():
-        raise ValueError(f"{value!r} cannot be a bucket's name: no leading underscore, quotation mark or line break")
-    return value
 
 
 def _routes(value: Any) -> Any:
@@ -108,6 +102,18 @@ class Settings(SinkSettings):
         if flaws:
             raise ValueError("\n".join(flaws))
         return self
+
+    def listed(self) -> list[Listed]:
+        """The buckets of the file; raises `ValueError` saying what is wrong with it."""
+        return [] if self.buckets is None else read(self.buckets)
+
+    def unusable(self) -> list[str]:
+        """What is wrong with the files that are named, a line each."""
+        try:
+            self.listed()
+        except ValueError as error:
+            return [str(error)]
+        return []
 
     def bucket_of(self, measurement: str) -> str:
         """Where a measurement's readings are."""

@@ -163,7 +163,7 @@ def _steps(live: _Live, settings: Settings) -> list[_Step]:
     steps = []
     if not live.database:
         steps.append(_Step(Change(f"database {database}", "create"), [f"CREATE DATABASE {database}"]))
-    steps += _ttl_steps(live.rules, settings)
+    steps += _ttl_steps(live.rules, settings, filled=live.database)
     if settings.app_user:
         steps += _user_steps(live.rights, settings)
     if live.schema < VERSION:
@@ -174,8 +174,11 @@ def _steps(live: _Live, settings: Settings) -> list[_Step]:
     return steps
 
 
-def _ttl_steps(rules: Rules, settings: Settings) -> list[_Step]:
-    """The closest rule holds, so each node that is wanted gets its own where the others do not say the same."""
+def _ttl_steps(rules: Rules, settings: Settings, *, filled: bool) -> list[_Step]:
+    """The closest rule holds, so each node that is wanted gets its own where the others do not say the same.
+
+    `filled` is whether there may be rows, of which a shorter TTL takes some away.
+    """
     database = tuple(nodes_of(settings.database))
     devices, below = dict(rules.devices), dict(rules.below)
     steps = []
@@ -190,6 +193,8 @@ def _ttl_steps(rules: Rules, settings: Settings) -> list[_Step]:
         if not whole and not rules.by_device:
             steps.append(_Step(Change(what, "refused", f"{detail}: this server has TTLs for databases only")))
             continue
+        if filled and ttl_ms is not None and any(kept is None or kept > ttl_ms for kept in before):
+            detail += f": the server deletes rows older than {worded(ttl_ms)}"
         # For the database one statement sets both; below it a node and what is below the node have a rule each.
         ttl = "INF" if ttl_ms is None else str(ttl_ms)
         statements = [f"SET TTL TO {pattern} {ttl}" for pattern in ([path] if whole else [path, f"{path}.**"])]

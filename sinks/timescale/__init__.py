@@ -15,6 +15,7 @@ from schemas.reading import Reading
 from sinks.base import PartialWriteError, Prepared, Progress, Verdict, without_nulls
 from sinks.timescale import verdicts
 from sinks.timescale.connections import Connections
+from sinks.timescale.guard import AlteredError
 from sinks.timescale.layout import Layout, add_columns, read_layout
 from sinks.timescale.offsets import move, offsets
 from sinks.timescale.reading import Reader
@@ -37,7 +38,7 @@ __all__ = [
     "plan_schema",
 ]
 
-#: New columns that others take away again as soon as they are made are made so many times.
+#: So many times new columns are made that others take away again, and a batch is prepared for tables that others alter.
 _ATTEMPTS: Final = 3
 #: Seconds for which nobody looks again at what columns there are before a reading is refused for them.
 _LOOK_S: Final = 5.0
@@ -48,7 +49,7 @@ class TimescaleSink(Reader):
 
     Limits: a text may not hold NUL (U+0000); device and channel (and metric, where it is narrow) together fit an index
     row, about 2,700 bytes; integers beyond 2^53 need an INT32 or INT64 override, or a column that is bigint already; a
-    metric of a wide measurement has one type. The type of a column is not to be altered while a worker runs.
+    metric of a wide measurement has one type.
 
     No reading is refused for columns as they were more than `_LOOK_S` ago: so what `schema apply` has made is used
     without a restart, and many bad readings cost one look at the catalog in that time. `clock` counts seconds.
@@ -110,11 +111,26 @@ class TimescaleSink(Reader):
             tables = self._tables()
             await self._writer.ready(connection, tables)
             async with connection.transaction():
+                await self._writer.hold(connection, tables)
                 for table in tables:
                     columns = [column.name for column in table.columns if column.name in table.key or column.metric]
                     await self._writer.staged(connection, Stack(table, (*columns, "meta"), ()))
 
-        await self._connections.work(work)
+        await self._connections.work(lambda connection: self._again(connection, work))
+
+    async def _again(
+        self, connection: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[None]]
+    ) -> None:
+        """Do work that stores nothing where a table has been altered; then look at the tables, and do it again."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await work(connection)
+            except AlteredError:
+                await self._look(connection)
+        try:
+            return await work(connection)
+        except AlteredError as error:
+            raise error.__cause__ or error from None
 
     def _tables(self) -> list[Table]:
         return [NARROW, *self.layout.wide.values()]
@@ -150,14 +166,16 @@ class TimescaleSink(Reader):
     ) -> None:
         async def work(connection: asyncpg.Connection) -> None:
             fitting = await self._fitting(connection, payload)
-            await self._writer.ready(connection, [stack.table for stack in fitting.stacks])
+            tables = [stack.table for stack in fitting.stacks]
+            await self._writer.ready(connection, tables)
             async with connection.transaction():
                 if before is not None:
                     await before(connection)
+                await self._writer.hold(connection, tables)
                 for stack in fitting.stacks:
                     await self._writer.write(connection, stack)
 
-        await self._connections.work(work)
+        await self._connections.work(lambda connection: self._again(connection, work))
 
     async def _fitting(self, connection: asyncpg.Connection, payload: Payload) -> Payload:
         """A payload as the tables are now, with the columns that it needs.

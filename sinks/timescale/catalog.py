@@ -8,7 +8,7 @@ from typing import Any, Final
 import asyncpg
 from msgspec import Struct
 
-from sinks.timescale.tables import quoted
+from sinks.timescale.tables import FIXED, quoted
 
 #: The oldest that is used as TimescaleDB; with an older one tables are treated as PostgreSQL's own.
 OLDEST: Final = (2, 11)
@@ -125,6 +125,10 @@ class Relation(Struct, frozen=True):
     constraints: Mapping[str, str] = {}
     marked: str = ""
     digest: str = ""
+    #: Rights to what it holds that the role does not have.
+    denied: tuple[str, ...] = ()
+    #: The role has the rights of its owner.
+    owned: bool = True
 
 
 class Hypertable(Struct, frozen=True):
@@ -166,6 +170,8 @@ class Live(Struct, frozen=True):
     rollups: Mapping[str, Rollup] = {}
     #: The highest version of the schema that was applied.
     version: int | None = None
+    #: Tables that are wide ones by their making, and not among those that there should be: their rows, `MANY` at most.
+    former: Mapping[str, int] = {}
 
 
 _SERVER: Final = """
@@ -187,7 +193,10 @@ LEFT JOIN pg_available_extension_versions v ON v.name = a.name AND v.version = a
 
 _RELATIONS: Final = """
 SELECT c.oid, c.relname AS name, c.relkind AS kind, obj_description(c.oid, 'pg_class') AS marked,
-    CASE WHEN c.relkind = 'v' THEN md5(pg_get_viewdef(c.oid)) END AS digest
+    CASE WHEN c.relkind = 'v' THEN md5(pg_get_viewdef(c.oid)) END AS digest,
+    ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
+        WHERE NOT has_table_privilege(c.oid, p)) AS denied,
+    pg_has_role(c.relowner, 'USAGE') AS owned
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = ANY($2::text[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
@@ -216,6 +225,17 @@ FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = ANY($1::oid[])
     AND NOT EXISTS (SELECT 1 FROM pg_constraint o WHERE o.conindid = i.indexrelid AND o.conrelid = i.indrelid)
 """
+
+_FORMER: Final = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'p' AND k.conname = c.relname || '_key'
+WHERE n.nspname = $1 AND c.relkind = 'r' AND c.relname <> ALL($2::text[]) AND has_table_privilege(c.oid, 'SELECT')
+    AND (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped
+        AND a.attname = ANY($3::text[])) = cardinality($3::text[])
+ORDER BY c.relname
+"""
+#: Rows are counted no further, which would take its time.
+MANY: Final = 100_000
 
 _DIMENSIONS: Final = """
 SELECT hypertable_name AS name, column_name AS time, time_interval AS interval
@@ -283,6 +303,15 @@ async def read(connection: asyncpg.Connection, names: Sequence[str], versions: s
     return Live(server, relations, hypertables, made, version)
 
 
+async def read_former(connection: asyncpg.Connection, schema: str, names: Sequence[str]) -> dict[str, int]:
+    """The tables that are made as wide ones are, but for these names: by name the rows, `MANY` at most."""
+    found: dict[str, int] = {}
+    for row in await connection.fetch(_FORMER, schema, names, sorted(FIXED)):
+        rows = f"SELECT FROM {quoted(schema)}.{quoted(row['relname'])} LIMIT {MANY}"
+        found[row["relname"]] = await connection.fetchval(f"SELECT count(*) FROM ({rows}) s")  # noqa: S608  quoted
+    return found
+
+
 async def _relations(connection: asyncpg.Connection, schema: str, names: Sequence[str]) -> dict[str, Relation]:
     rows = await connection.fetch(_RELATIONS, schema, names)
     oids = [row["oid"] for row in rows]
@@ -308,6 +337,8 @@ async def _relations(connection: asyncpg.Connection, schema: str, names: Sequenc
             constraints=constraints[row["oid"]],
             marked=row["marked"] or "",
             digest=row["digest"] or "",
+            denied=tuple(row["denied"]),
+            owned=row["owned"],
         )
         for row in rows
     }

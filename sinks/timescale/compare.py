@@ -1,7 +1,7 @@
 """What has to be done to a database so that it is as it should be. Pure: two descriptions in, steps out."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Final, get_args
 
@@ -10,10 +10,11 @@ from sinks.timescale.catalog import Live, LiveColumn, Relation, indexed
 from sinks.timescale.desired import NUMBERS, SCHEMA_VERSION, Desired
 from sinks.timescale.policies import retention_steps, rollup_steps, series_steps
 from sinks.timescale.steps import Step, aside, literal, refused
-from sinks.timescale.tables import FIXED, NARROW, Column, Kind, Table, column_of, comment_of, metric_of, quoted
+from sinks.timescale.tables import FIXED, KINDS, NARROW, Column, Kind, Table, column_of, comment_of, metric_of, quoted
 from sinks.timescale.views import View, views
 
 _KINDS: Final = frozenset(get_args(Kind))
+_WORDS: Final[Mapping[str, str]] = {kind: word for word, kind in KINDS.items()}
 #: Begins the comment of a view of our making.
 _MARK: Final = "iotflow"
 _RELATIONS: Final = {
@@ -39,10 +40,12 @@ def compare(wanted: Desired, live: Live) -> list[Step]:
         steps.append(Step(Change("extension timescaledb", "create"), ("CREATE EXTENSION IF NOT EXISTS timescaledb",)))
     broken: set[str] = set()
     for table in wanted.tables:
-        found = list(_table(table, live.relations.get(table.name)))
+        found = list(_table(table, live.relations.get(table.name), wanted.told))
         steps += found
         if any(step.change.action == "refused" and step.change.what.startswith("table ") for step in found):
             broken.add(table.name)
+        elif table.name in live.relations:
+            steps += _rights(table, live.relations[table.name], wanted)
     made, rollups = _policies(wanted, live, broken)
     steps += made
     for view in views(wanted.server, wanted.wide, rollups):
@@ -68,7 +71,7 @@ def _policies(wanted: Desired, live: Live, broken: set[str]) -> tuple[list[Step]
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _table(table: Table, relation: Relation | None) -> Iterator[Step]:
+def _table(table: Table, relation: Relation | None, told: Collection[str]) -> Iterator[Step]:
     what = f"table {table.name}"
     if relation is None:
         yield Step(Change(what, "create"), _create(table))
@@ -80,7 +83,7 @@ def _table(table: Table, relation: Relation | None) -> Iterator[Step]:
     elif flaw := _flaw(table, relation):
         yield refused(what, flaw)
     else:
-        yield from _columns(table, relation)
+        yield from _columns(table, relation, told)
         yield from _indexes(table, relation)
         yield from _foreign(table, relation)
 
@@ -121,7 +124,44 @@ def _flaw(table: Table, relation: Relation) -> str:
     return ""
 
 
-def _columns(table: Table, relation: Relation) -> Iterator[Step]:
+def _rights(table: Table, relation: Relation, wanted: Desired) -> Iterator[Step]:
+    """What the role that plans may not do to a table that workers write; only another can give it."""
+    if table.name not in wanted.written or relation.kind != "r":
+        return
+    user = quoted(wanted.server.user)
+    if relation.denied:
+        rights = ", ".join(relation.denied)
+        yield refused(
+            f"rights on {table.name}",
+            f"{wanted.server.user} may not {rights}: have the table's owner run GRANT {rights} ON "
+            f"{quoted(table.name)} TO {user}",
+        )
+    if wanted.grows and table.name in wanted.wide and not relation.owned:
+        yield refused(
+            f"ownership of {table.name}",
+            f"{wanted.server.user} does not own it, and only an owner can make the columns of new metrics: have its "
+            f"owner or a superuser run ALTER TABLE {quoted(table.name)} OWNER TO {user}, or GRANT the owner's role to "
+            f"{user}, or set TIMESCALE_NEW_COLUMNS=plan",
+        )
+
+
+def _other_type(table: Table, column: Column, found: LiveColumn, told: Collection[str]) -> str:
+    """What is wrong with a column of another type, and what a person can do."""
+    kind = f"generated {found.type}" if found.generated else found.type
+    name = f"{table.name}.{column.metric}"
+    advice = ""
+    if name in told:
+        advice = f", or take {name} out of TIMESCALE_COLUMNS"
+    elif word := None if found.generated else _WORDS.get(found.type):
+        advice = f", or say {name}={word} in TIMESCALE_COLUMNS"
+    return (
+        f"it is {kind}, not {column.type}{' as TIMESCALE_COLUMNS says' if name in told else ''}, and readings with "
+        f"another type are turned away: ALTER TABLE {quoted(table.name)} RENAME COLUMN {quoted(column.name)} TO "
+        f"another name and apply again{advice}"
+    )
+
+
+def _columns(table: Table, relation: Relation, told: Collection[str]) -> Iterator[Step]:
     name = quoted(table.name)
     if not relation.key:
         key = f"CONSTRAINT {quoted(table.key_name)} PRIMARY KEY ({', '.join(map(quoted, table.key))})"
@@ -134,13 +174,7 @@ def _columns(table: Table, relation: Relation) -> Iterator[Step]:
             sql = (f"ALTER TABLE {name} ADD COLUMN {column.sql}", *filter(None, [comment]))
             yield Step(Change(what, "create", column.type), sql)
         elif found.type != column.type or found.generated:
-            kind = f"generated {found.type}" if found.generated else found.type
-            yield refused(
-                what,
-                f"it is {kind}, not {column.type}, and readings with another type are turned away: "
-                f"ALTER TABLE {name} RENAME COLUMN {quoted(column.name)} TO another name and apply again, or say "
-                f"its type in TIMESCALE_COLUMNS",
-            )
+            yield refused(what, _other_type(table, column, found, told))
         else:
             yield from _altered(what, f"ALTER TABLE {name} ALTER COLUMN {quoted(column.name)}", column, found, table)
 

@@ -63,6 +63,12 @@ class Desired(Struct, frozen=True):
     tiers: Sequence[Tier] = ()
     #: The wide tables of readings.
     wide: Sequence[str] = ()
+    #: The tables that workers write.
+    written: frozenset[str] = frozenset()
+    #: Workers make columns in wide tables.
+    grows: bool = False
+    #: The columns that the settings speak of: MEASUREMENT.METRIC.
+    told: frozenset[str] = frozenset()
     #: What is aggregated: by table the columns, of the narrow table none.
     rolled: Mapping[str, Sequence[str]] = {}
 
@@ -74,8 +80,16 @@ def desired(settings: Settings, types: Mapping[str, str], server: Server, interv
     if server.timescale is None and settings.retention_days:
         narrow = replace(NARROW, indexes={**NARROW.indexes, **_BY_TIME})
     tables = (narrow, *own, OFFSETS, VERSIONS)
+    plain = Desired(
+        server,
+        tables,
+        wide=settings.wide,
+        written=frozenset(table.name for table in (narrow, *own, *([OFFSETS] if settings.exactly_once else []))),
+        grows=settings.new_columns == "auto",
+        told=frozenset(settings.columns),
+    )
     if server.timescale is None:
-        return Desired(server, tables, wide=settings.wide)
+        return plain
     readings = [narrow, *(table for table in own if table.name in settings.wide)]
     windows = [table for table in own if table.name == "aggregates"]
     raw, daily = days(settings.retention_days), days(settings.retention_daily_days)
@@ -83,9 +97,9 @@ def desired(settings: Settings, types: Mapping[str, str], server: Server, interv
     series = [_series(table, interval, compress, raw if server.policies else None) for table in readings]
     series += [_series(table, interval, compress, daily if server.policies else None) for table in windows]
     if not server.policies:
-        return Desired(server, tables, series, wide=settings.wide)
-    return Desired(
-        server, tables, series, _tiers(settings), settings.wide, {table.name: _rolled(table) for table in readings}
+        return replace(plain, series=series)
+    return replace(
+        plain, series=series, tiers=_tiers(settings), rolled={table.name: _rolled(table) for table in readings}
     )
 
 

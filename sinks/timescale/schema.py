@@ -15,7 +15,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from sinks.base import Change, SchemaPlan
-from sinks.timescale.catalog import Live, read, read_server
+from sinks.timescale.catalog import MANY, Live, read, read_former, read_server
 from sinks.timescale.compare import compare, counted
 from sinks.timescale.desired import SCHEMA_VERSION, Desired, desired
 from sinks.timescale.layout import LayoutError
@@ -90,7 +90,9 @@ async def _look(connection: asyncpg.Connection, settings: Settings, types: Mappi
         )
     wanted = desired(settings, types, server, await _interval(connection, settings.chunk_interval))
     names = {table.name for table in wanted.tables} | TAKEN_TABLES | {"telemetry", "fire"}
-    return wanted, await read(connection, sorted(names), VERSIONS.name)
+    live = await read(connection, sorted(names), VERSIONS.name)
+    former = await read_former(connection, server.schema, [table.name for table in wanted.tables])
+    return wanted, replace(live, former=former)
 
 
 async def _interval(connection: asyncpg.Connection, text: str) -> timedelta:
@@ -139,6 +141,12 @@ async def _execute(connection: asyncpg.Connection, statements: Sequence[str], pa
 def _notes(wanted: Desired, live: Live, settings: Settings) -> list[str]:
     """What a person should know besides."""
     notes = list(live.server.notes)
+    for name, rows in live.former.items():
+        number = f"{rows:,} rows" if rows < MANY else f"{MANY:,} rows or more"
+        notes.append(
+            f"the table {name} has {number} of readings that are in no view and that no command finds, since {name} is "
+            "not in TIMESCALE_WIDE: put it back there and apply, or drop the table if it is not needed"
+        )
     if not wanted.tiers:
         if settings.retention_days:
             notes.append(

@@ -13,11 +13,16 @@ from sinks.timescale.tables import KINDS, RESERVED, TAKEN_TABLES, Kind, declared
 #: A table's name that needs no quotes and leaves room for those of its index and key.
 _TABLE: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}")
 
+#: What says of a list that it has nothing in it: an empty variable is as one that is not set.
+_NONE: Final = "none"
+
 
 def _wide(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if names == (_NONE,):
+        return ()
     for name in names:
         if not _TABLE.fullmatch(name):
             raise ValueError(f"{name!r} cannot be a table: small letters, digits and _ only, 41 at most")
@@ -25,7 +30,12 @@ def _wide(value: Any) -> Any:
             raise ValueError(
                 f"{name!r} cannot be a table of readings: iotflow keeps its own {name} there, always; take it out"
             )
-        if name in TAKEN_TABLES or name.startswith("pg_") or name.endswith(("_key", "_ts", "_hourly", "_daily")):
+        if (
+            name == _NONE
+            or name in TAKEN_TABLES
+            or name.startswith("pg_")
+            or name.endswith(("_key", "_ts", "_hourly", "_daily"))
+        ):
             raise ValueError(f"{name!r} cannot be a table of its own: the name is reserved")
     return names
 
@@ -91,7 +101,7 @@ class Settings(SinkSettings):
     )
     wide: Annotated[tuple[str, ...], BeforeValidator(_wide)] = Field(
         ("telemetry", "fire"),
-        description="measurements that have a table of their own, a row for each reading: NAME,NAME",
+        description="measurements that have a table of their own, a row for each reading: NAME,NAME, or none",
     )
     new_columns: Literal["auto", "plan"] = Field(
         "auto",

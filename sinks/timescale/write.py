@@ -16,6 +16,7 @@ from typing import Final
 import asyncpg
 
 from sinks.timescale import narrow
+from sinks.timescale.guard import Guard
 from sinks.timescale.rows import AGGREGATES, REVISION, Stack
 from sinks.timescale.tables import NARROW, Table, quoted
 
@@ -54,6 +55,7 @@ class Writer:
 
     def __init__(self, *, fast: bool) -> None:
         self._fast = fast
+        self._guard = Guard()
         #: Tables that cannot be copied to.
         self._never: set[str] = set()
         #: By the server's process and the table: what its staging table consists of.
@@ -65,6 +67,7 @@ class Writer:
         """Meet a new connection."""
         pid = connection.get_server_pid()
         self._made = {key: columns for key, columns in self._made.items() if key[0] != pid}
+        self._guard.forget(pid)
 
     async def ready(self, connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
         """Make the staging tables that are lacking; outside of a transaction, whose end would take them away."""
@@ -78,6 +81,11 @@ class Writer:
                 await connection.reload_schema_state()  # or the driver goes by the columns that it had
             await connection.execute(staging(table))
             self._made[key] = columns
+
+    async def hold(self, connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
+        """Lock tables against changes for the transaction at hand. Raises `AlteredError` where one has changed."""
+        for table in tables:
+            await self._guard.hold(connection, table)
 
     async def write(self, connection: asyncpg.Connection, stack: Stack) -> None:
         """Store rows, in the transaction at hand."""

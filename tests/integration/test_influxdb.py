@@ -198,7 +198,8 @@ async def test_an_old_reading_in_a_batch_with_a_conflict_is_found_by_halves(lab:
 
     verdict = sink.classify(conflict.value)
     assert isinstance(verdict, Reject)
-    assert verdict.rejected.reason == "refused"
+    assert verdict.rejected.reason == "type_conflict"
+    assert "field type conflict" in verdict.rejected.error
     assert [1] == list(expired.value.rejected)
 
 

@@ -101,6 +101,21 @@ async def test_a_ttl_of_nothing_is_for_ever_again(lab: StoreLab) -> None:
     assert "1 s: UNSET TTL TO" in found["TTL of DB.dev_1.**"][1]
 
 
+async def test_a_ttl_that_takes_rows_away_says_so(lab: StoreLab) -> None:
+    """Where there may be rows, and the TTL is shorter than before; a longer one takes nothing."""
+    await apply_schema(settings(lab))
+    gone = "the server deletes rows older than"
+    assert said(await plan_schema(settings(lab, IOTDB_TTL_MS=str(30 * DAY), IOTDB_TTLS=f"dev_1={DAY}"))) == {
+        "TTL of DB and below": ("create", f"for ever -> 30 d: {gone} 30 d"),
+        "TTL of DB.dev_1 and below": ("change", f"30 d -> 1 d: {gone} 1 d"),
+    }
+    await apply_schema(settings(lab, IOTDB_TTL_MS=str(30 * DAY)))
+    shorter = await apply_schema(settings(lab, IOTDB_TTL_MS=str(DAY)))
+    assert said(shorter) == {"TTL of DB and below": ("change", f"30 d -> 1 d: {gone} 1 d")}
+    longer = await apply_schema(settings(lab, IOTDB_TTL_MS=str(2 * DAY)))
+    assert said(longer) == {"TTL of DB and below": ("change", "1 d -> 2 d")}
+
+
 async def test_drift_sees_what_apply_leaves_alone(lab: StoreLab) -> None:
     """Paths of others, devices that rows of ours cannot go to, types that were set later, encodings that round."""
     database = lab.env["IOTDB_DATABASE"]

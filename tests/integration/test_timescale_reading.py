@@ -49,7 +49,7 @@ async def test_readings_from_before_a_measurement_was_wide_are_read_once(timesca
     """They stay in the narrow table; one that is delivered again is in both, and the wide one counts."""
     old = [reading(at, temperature=float(at), state="old") for at in range(6)]
     await timescale.apply_schema()
-    narrow = timescale.sink(TIMESCALE_WIDE="")
+    narrow = timescale.sink(TIMESCALE_WIDE="none")
     await narrow.open()
     await store(narrow, [*old, reading(3, measurement="energy")])
     await narrow.close()

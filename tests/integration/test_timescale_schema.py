@@ -295,7 +295,9 @@ async def test_a_role_without_rights_is_told_which_it_needs(timescale: StoreLab,
         assert secret not in verdict.remedy
         await apply_schema(settings_of(timescale))
         await connection.execute(f"GRANT SELECT ON iotflow_schema TO {role}")
-        assert (await plan_schema(settings)).changes == []
+        left = await plan_schema(settings)
+        assert not left.pending
+        assert {change.what.split()[0] for change in left.changes} == {"rights", "ownership"}
         await connection.execute("DROP INDEX telemetry_ts")
         with pytest.raises(Exception, match="must be owner"):
             await apply_schema(settings)
@@ -482,3 +484,39 @@ async def test_the_other_documents_shapes(timescale: StoreLab, connection: Any) 
     row = await connection.fetchrow("SELECT * FROM alert WHERE status = 'ACTIVE'")
     assert (row["equipment_id"], row["alert_type"], row["severity"]) == ("EQ001", "SMOKE", "EMERGENCY")
     assert await connection.fetchval("SELECT count(*) FROM measurements WHERE measurement = 'alarms'") == 0
+
+
+async def test_a_measurement_that_is_no_longer_wide_is_not_hidden(timescale: StoreLab, connection: Any) -> None:
+    settings = settings_of(timescale, wide=("telemetry", "pump"))
+    await apply_schema(settings)
+    await write(settings, [Reading("pump", "a", NOW + timedelta(seconds=at), {"x": 1.0}) for at in range(3)])
+    assert not any("pump" in note for note in (await drift(settings)).notes)
+    without = settings_of(timescale, wide=("telemetry",))
+    for work in (plan_schema, drift, apply_schema):
+        (note,) = [note for note in (await work(without)).notes if "pump" in note]
+        assert "the table pump has 3 rows of readings that are in no view" in note
+        assert "put it back there and apply" in note
+    await apply_schema(settings)
+    assert await connection.fetchval("SELECT count(*) FROM measurements WHERE measurement = 'pump'") == 3
+
+
+async def test_a_role_without_rights_sees_the_grants_to_run(timescale: Any, connection: Any) -> None:
+    settings = settings_of(timescale)
+    await apply_schema(settings)
+    role = await timescale.account()
+    name = role["TIMESCALE_USER"]
+    await timescale._as_admin(f"REVOKE {timescale.env['TIMESCALE_USER']} FROM {name}")
+    await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+    poor = settings_of(timescale, user=name, password=role["TIMESCALE_PASSWORD"])
+    for work in (plan_schema, drift):
+        found = {change.what: change for change in (await work(poor)).changes}
+        assert found["rights on telemetry"].action == "refused"
+        grant = found["rights on telemetry"].detail.partition("run ")[2]
+        assert grant == f'GRANT INSERT, UPDATE, DELETE ON "telemetry" TO "{name}"'
+        assert found["ownership of telemetry"].action == "refused"
+    for change in found.values():
+        if change.what.startswith("rights on"):
+            await connection.execute(change.detail.partition("run ")[2])
+    left = await plan_schema(settings_of(timescale, user=name, password=role["TIMESCALE_PASSWORD"], new_columns="plan"))
+    assert not [change for change in left.changes if change.what.startswith(("rights", "ownership"))]
+    await connection.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name}")

@@ -238,20 +238,68 @@ async def test_any_name_can_be_a_metric(timescale: Any) -> None:
 
 
 async def test_a_column_that_was_dropped_is_made_again(timescale: Any) -> None:
-    """The write says what happened; a probe looks at the tables, and the same payload is stored."""
+    """The write finds that it is gone, before anything is stored, and makes it."""
     await timescale.apply_schema()
     async with opened(timescale) as (sink,):
         await write(sink, [reading({"temperature": 1.0})])
         await execute(timescale, "ALTER TABLE telemetry DROP COLUMN temperature CASCADE")
         again = reading({"temperature": 2.0}, 1)
-        payload = sink.prepare([again]).payload
-        with pytest.raises(Exception) as error:  # noqa: PT011  classified below
-            await sink.write(payload)
-        assert "run iotflow schema apply" in sink.classify(error.value).remedy
-        await sink.probe()
-        await sink.write(payload)
+        await write(sink, [again])
 
         assert again in await stored(sink)
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+@pytest.mark.parametrize(
+    ("alteration", "fits"),
+    [
+        ("humidity TYPE bigint", {"humidity": 61, "battery": 3.5}),
+        ("battery TYPE text", {"humidity": 60.5, "battery": "low"}),
+    ],
+)
+async def test_a_type_that_is_altered_under_a_running_worker(
+    timescale: Any, alteration: str, fits: dict[str, Any], fast: str
+) -> None:
+    """No value is stored as another: what does not fit is refused, by index, and what does is stored as it is."""
+    await timescale.apply_schema()
+    async with opened(timescale, TIMESCALE_FAST_PATH=fast) as (sink,):
+        await write(sink, [reading({"humidity": 60.1, "battery": 3.5})])
+        old, later = reading({"humidity": 60.1, "battery": 3.5}, 1), reading({"temperature": 20.0}, 2)
+        payload = sink.prepare([old, later]).payload
+        await execute(timescale, "DROP VIEW IF EXISTS realtime, measurements, recent_activity CASCADE")
+        await execute(timescale, f"ALTER TABLE telemetry ALTER COLUMN {alteration}")
+        with pytest.raises(PartialWriteError) as error:
+            await sink.write(payload)
+        assert {index: why.reason for index, why in error.value.rejected.items()} == {0: "type_conflict"}
+        new = reading(fits, 3)
+        await write(sink, [later, new])
+
+        assert [each for each in await stored(sink) if each.time > T0] == [later, new]
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+async def test_an_altered_column_of_iotflows_own_stops_the_worker(timescale: Any, fast: str) -> None:
+    """There is no other way to write it, so nothing is, until a person has mended it; then all goes on."""
+    await timescale.apply_schema()
+    batch = [reading({"x": 1.5}, measurement="other", dialect="generic")]
+    async with opened(timescale, TIMESCALE_FAST_PATH=fast) as (sink,):
+        await write(sink, batch)
+        for name in ("iot_hourly_stats", "iot_daily_stats", "measurements", "recent_activity", "realtime"):
+            await execute(timescale, f"DROP VIEW IF EXISTS {name} CASCADE")
+        await execute(timescale, "ALTER TABLE iot_measurements ALTER COLUMN value TYPE text")
+        for work in (sink.write(sink.prepare(batch).payload), sink.probe()):
+            with pytest.raises(Exception) as error:  # noqa: PT011  classified below
+                await work
+            verdict = sink.classify(error.value)
+            assert isinstance(verdict, FatalVerdict)
+            assert "the column value of iot_measurements is text, not double precision" in verdict.remedy
+        await execute(
+            timescale, "ALTER TABLE iot_measurements ALTER COLUMN value TYPE double precision USING value::float8"
+        )
+        await sink.probe()
+        await write(sink, [replace(batch[0], time=T0 + timedelta(seconds=1))])
+
+        assert [each.values for each in await stored(sink)] == [{"x": 1.5}] * 2
 
 
 async def test_a_role_that_owns_no_table_is_told_what_to_do(timescale: Any) -> None:

@@ -110,6 +110,35 @@ def test_docs_have_every_variable() -> None:
     assert any("`KAFKA_RAW_TOPICS` | `raw_iot_data:telemetry`" in line for line in lines)
 
 
+def test_docs_show_lists_as_they_are_written() -> None:
+    """Names separated by commas, and nothing where there are none."""
+    assert not [line for line in run("docs").stdout.splitlines() if "`(" in line]
+    (tags,) = [line for line in run("docs").stdout.splitlines() if line.startswith("| `INFLUXDB_TAGS`")]
+    assert tags.startswith("| `INFLUXDB_TAGS` |  | ")
+    for variable in variables.every(discover()):
+        default = variable.field.get_default()
+        if isinstance(default, tuple) and default:
+            assert f"| `{variable.names[0]}`" in run("docs").stdout
+            assert f"| `{','.join(default)}` |" in run("docs").stdout
+
+
+def test_check_looks_into_the_list_of_buckets(tmp_path: Path) -> None:
+    """What would end `iotflow schema` is said here."""
+    path = tmp_path / "buckets.json"
+    path.write_text('[{"name": "a", "retention": 5}]')
+    result = run("check", INFLUXDB_BUCKETS=str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"INFLUXDB_BUCKETS: {path} must be a list of buckets with `name`: 0.retention: ")
+
+    path.write_text('[{"name": "a"}, {"name": "a"}]')
+    assert "names bucket 'a' twice" in run("check", INFLUXDB_BUCKETS=str(path)).stderr
+    path.write_text('[{"name": "a"')
+    (line,) = run("check", INFLUXDB_BUCKETS=str(path)).stderr.splitlines()
+    assert line.startswith(f"INFLUXDB_BUCKETS: {path} cannot be read as JSON or YAML: ")
+    path.write_text('[{"name": "a", "retention_days": 5}]')
+    assert run("check", INFLUXDB_BUCKETS=str(path)).exit_code == 0
+
+
 def test_docs_need_no_settings() -> None:
     """The table is the same whatever the environment says."""
     assert run("docs").stdout == run("docs", BATCH_SIZE="x").stdout

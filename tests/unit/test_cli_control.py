@@ -46,10 +46,13 @@ def test_one_stage_or_all(action: str, arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("action", ["flush", "stop", "resume"])
-def test_a_stage_that_is_none_is_told_which_there_are(action: str) -> None:
-    done = run(action, "store-timescail")
+@pytest.mark.parametrize("stage", ["store-timescail", "analyze", "ingest-mqtt", "api"])
+def test_a_stage_that_is_none_is_told_which_there_are(action: str, stage: str) -> None:
+    """One that only has a port set aside for it cannot be started either."""
+    done = run(action, stage)
     assert done.exit_code == 2
-    for word in ("'store-timescail'", "decode", "store-timescale", "store-iotdb", "store-influxdb"):
+    assert "no stage is called" in done.stderr
+    for word in (f"'{stage}'", "decode", "store-timescale", "store-iotdb", "store-influxdb"):
         assert word in done.stderr
 
 

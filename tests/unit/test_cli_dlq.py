@@ -120,20 +120,52 @@ def test_what_was_sent_and_what_was_not(capsys: pytest.CaptureFixture[str]) -> N
     ids = [f"decode:raw/0/{number}/0" for number in range(9)]
     plan = Plan(records, {"attempts": ids})
     _letters.print_replay(plan, None, plan.skipped, dry_run=True)
-    _letters.print_replay(plan, Done(0, 0, {}, stopped=True), {}, dry_run=False)
+    _letters.print_replay(plan, Done(0, 0, 0, {}, stopped=True), {}, dry_run=False)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "2 letters would be sent again, as 1 records",
+        "2 letters would be sent again, as 1 record",
         "0 letters sent again, as 0 records",
     ]
     assert printed.err.splitlines() == [
-        "9 letters are not sent: it has failed as often as --max-attempts allows",
+        "9 letters not sent: it has failed as often as --max-attempts allows",
         *[f"  {id_}" for id_ in ids[:5]],
-        "stopped; 2 are left: the same command goes on",
+        "stopped; 2 letters left: the same command goes on",
     ]
     found = _letters.replay_object(plan, None, plan.skipped, dry_run=True)
     assert (found["records"], found["letters"], found["skipped"]["attempts"]["letters"]) == (1, 2, 9)
     assert _letters.time_of(10**17) is None
+
+
+def test_what_another_store_got_is_said_to_stay_open(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan([Again("store-file", 2, [entry("store-iotdb:raw/3/17/0", stage="store-iotdb")])], {})
+    _letters.print_replay(plan, None, {}, dry_run=True)
+    _letters.print_replay(plan, Done(1, 1, 1, {}), {}, dry_run=False)
+    _letters.print_replay(plan, Done(0, 0, 0, {}, stopped=True), {}, dry_run=False)
+    printed = capsys.readouterr()
+    why = "their own store has not got them; replay without --to, or drop them"
+    assert printed.out.splitlines() == [
+        "1 letter would be sent again, as 1 record",
+        f"1 letter would stay open: {why}",
+        "1 letter sent again, as 1 record",
+        f"1 letter open still: {why}",
+        "0 letters sent again, as 0 records",
+    ]
+    assert printed.err == "stopped; 1 letter left: the same command sends all of them\n"
+    assert _letters.replay_object(plan, None, {}, dry_run=True)["kept_open"] == 1
+    assert "stays open" in run("replay", "--help").stdout
+
+
+def test_a_key_that_names_a_secret_is_hidden_wherever_it_is_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    key = f"token={SECRET}"
+    held = Replayed("raw", 3, 17, 10**12, key.encode(), b"{}", [], 1)
+    shown = Shown(entry(device=key), [Try(1, 10**12, "bad_type", "why", "1")], [], held)
+    _letters.print_list([(entry(device=key), "why")])
+    _letters.print_letter(shown, None)
+    printed = capsys.readouterr().out
+    found = _letters.letter_object(shown, None)
+    assert found["device"] == found["key"] == "token=***"
+    assert printed.count("token=***") == 3
+    assert SECRET not in printed
 
 
 def test_every_command_in_the_documentation_can_be_typed() -> None:

@@ -40,4 +40,24 @@ def test_a_server_that_cannot_be_reached_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TIMESCALE_RETENTION_DAYS", "30")
     done = CliRunner().invoke(command, ["expire"])
     assert done.exit_code == 1
-    assert "timescale:" in done.output
+    assert "timescale: cannot be reached at ts_user@localhost:1/timeseries (" in done.output
+    assert "check that it runs, and TIMESCALE_HOST, TIMESCALE_PORT" in done.output
+
+
+@pytest.mark.parametrize(
+    ("store", "settings", "names"),
+    [
+        ("influxdb", {"INFLUXDB_URL": "http://localhost:1", "INFLUXDB_TOKEN": "t"}, "INFLUXDB_URL"),
+        ("iotdb", {"IOTDB_HOST": "localhost", "IOTDB_PORT": "1"}, "IOTDB_HOST, IOTDB_PORT"),
+    ],
+)
+def test_any_store_that_cannot_be_reached_names_its_settings(
+    monkeypatch: pytest.MonkeyPatch, store: str, settings: dict[str, str], names: str
+) -> None:
+    monkeypatch.setenv("STORES", store)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(command, ["plan"])
+    assert done.exit_code == 1
+    assert f"{store}: cannot be reached at" in done.output
+    assert names in done.output

@@ -182,6 +182,12 @@ def test_what_is_wrong_with_workers_is_named() -> None:
     assert len(control.unwell({}, NOW)) == 1
 
 
+def test_what_a_person_can_do_is_said_in_the_same_line() -> None:
+    health = control.Health(breaker="open", remedy="no table x:\n  run iotflow schema apply")
+    away = status("a", Standing(ready=False, reasons=["storing needs a person"], health=health))
+    assert control.unwell({"a": away}, NOW) == ["a: storing needs a person: no table x: run iotflow schema apply"]
+
+
 @pytest.mark.parametrize(
     ("numbers", "shown"), [([], ""), ([3], "3"), ([0, 1, 2, 3], "0-3"), ([7, 1, 0, 3], "0-1,3,7"), ([4, 5], "4-5")]
 )

@@ -429,8 +429,39 @@ def test_to_another_store() -> None:
     made = refused(decoded(), STORE)
     (again,) = plan(index(made), Filter(), readers=READERS, to="store-iotdb", max_attempts=5).records
     assert dict(sent(again, made).headers)["iotflow-target"] == b"store-iotdb"
-    ((_, said),) = replayed_marks(again, AT, "")
-    assert said.to == "store-iotdb"
+    assert replayed_marks(again, AT, "") == []  # its own store has not got it
+
+
+def test_what_goes_to_another_store_is_counted_apart_from_what_goes_to_its_own() -> None:
+    found = index(refused(decoded(), STORE), refused(decoded(), "store-iotdb"))
+    made = plan(found, Filter(), readers=READERS, to="store-iotdb", max_attempts=5)
+    assert (made.letters, made.kept_open) == (2, 1)
+    marked = [id_ for again in made.records for id_, _ in replayed_marks(again, AT, "")]
+    assert marked == ["store-iotdb:raw/3/17/0"]
+
+
+def offsets(made: Plan) -> list[int]:
+    """Where the records of a plan stood."""
+    return [again.letter.source_offset for again in made.records]
+
+
+def test_what_failed_again_keeps_its_place() -> None:
+    """Of two values of one series and time the later must come last, however often the earlier has failed."""
+    letters = [refused(Raw(offset=offset), now_ms=NOW_MS + offset) for offset in range(6)]
+    order = offsets(plan(index(*letters), ALL, readers=READERS, max_attempts=5))
+    assert order == [0, 1, 2, 3, 4, 5]
+    for made in letters[:3]:
+        (again,) = plan(index(made), ALL, readers=READERS, max_attempts=5).records
+        letters.append(refused(sent(again, made), now_ms=NOW_MS + 99))
+    assert offsets(plan(index(*letters), ALL, readers=READERS, max_attempts=5)) == order
+
+
+def test_a_key_that_names_a_secret_is_counted_hidden() -> None:
+    found = index(refused(Raw(key=b"password=s3cr3t")), refused(Raw(offset=2, key=b"password=other")))
+    assert stats(found).counts["device"] == {"password=***": 2}
+    assert [each.device for each in found if Filter(devices=frozenset({"password=other"})).admits(each)] == [
+        "password=other"
+    ]
 
 
 @pytest.mark.parametrize(("record", "stage", "to"), [(Raw(), "decode", STORE), (decoded(), STORE, "decode")])

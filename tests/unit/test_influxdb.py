@@ -250,8 +250,9 @@ def test_a_reject_has_the_servers_words_and_not_too_many_of_them() -> None:
     found = InfluxSink(Settings()).classify(AnswerError(422, said(CONFLICT)))
     long = InfluxSink(Settings()).classify(AnswerError(422, said("x" * 100_000)))
 
-    assert Reject(Rejected("refused", f"HTTP 422: {CONFLICT}")) == found
+    assert Reject(Rejected("type_conflict", f"HTTP 422: {CONFLICT}")) == found
     assert isinstance(long, Reject)
+    assert long.rejected.reason == "refused"
     assert len(long.rejected.error) < 1000
 
 

@@ -475,10 +475,6 @@ def test_a_value_from_the_env_file_is_blamed_there(tmp_path: Path) -> None:
             {"REDIS_URL": "redis://:s3cr3t@h"},
             "REDIS_URL is ignored: iotflow keeps its books in Kafka and needs no Redis",
         ),
-        (
-            {"REDIS_FLUSH_INTERVAL_SECONDS": "60"},
-            "REDIS_FLUSH_INTERVAL_SECONDS is ignored: there is no Redis to flush to",
-        ),
         ({"TIMESCALE_HOTS": "s3cr3t"}, "TIMESCALE_HOTS is not known; did you mean TIMESCALE_HOST?"),
         (
             {"TIMESCALE_PASWORD_FILE": "s3cr3t"},
@@ -495,6 +491,13 @@ def test_a_value_from_the_env_file_is_blamed_there(tmp_path: Path) -> None:
 def test_notices(env: dict[str, str], notice: str) -> None:
     """What has no effect is mentioned, with the name that was probably meant and never with a value."""
     assert load(env).notices == [notice]
+
+
+def test_the_interval_of_the_books_goes_by_the_documents_name() -> None:
+    """It is honoured, so nobody says that it is ignored."""
+    found = load({"REDIS_FLUSH_INTERVAL_SECONDS": "7"})
+
+    assert (found.books_interval, found.notices) == (7.0, [])
 
 
 def test_known_names_give_no_notice(tmp_path: Path) -> None:

@@ -295,3 +295,46 @@ def test_what_versions_and_indexes_say() -> None:
 def test_daily_figures_need_whole_days(name: str, days: int) -> None:
     with pytest.raises(ValidationError, match="at least 3"):
         Settings(**{name: days})
+
+
+def test_rights_that_the_role_lacks_are_refused_with_the_grant() -> None:
+    live = live_of()
+    telemetry = replace(live.relations["telemetry"], denied=("INSERT", "UPDATE"), owned=False)
+    found = steps_of(live_of(telemetry=telemetry))
+
+    rights = found["rights on telemetry"].change
+    assert rights.action == "refused"
+    assert 'GRANT INSERT, UPDATE ON "telemetry" TO "joe"' in rights.detail
+    assert "TIMESCALE_NEW_COLUMNS=plan" in found["ownership of telemetry"].change.detail
+    planned = Settings(wide=("telemetry",), new_columns="plan")
+    assert "ownership of telemetry" not in steps_of(live_of(settings=planned, telemetry=telemetry), planned)
+
+
+def test_a_table_that_no_worker_writes_needs_no_rights() -> None:
+    live = live_of()
+    offsets = replace(live.relations["sink_offsets"], denied=("INSERT",))
+    assert "rights on sink_offsets" not in steps_of(live_of(sink_offsets=offsets))
+    once = Settings(wide=("telemetry",), exactly_once=True)
+    assert "rights on sink_offsets" in steps_of(live_of(settings=once, sink_offsets=offsets), once)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, "or say telemetry.humidity=text in TIMESCALE_COLUMNS"),
+        ({"telemetry.humidity": "bigint"}, "or take telemetry.humidity out of TIMESCALE_COLUMNS"),
+    ],
+)
+def test_a_column_of_another_type_gets_advice_that_helps(columns: dict[str, str], says: str) -> None:
+    settings = Settings(wide=("telemetry",), columns=columns)
+    table = live_of(settings=settings).relations["telemetry"]
+    other = replace(table, columns={**table.columns, "humidity": LiveColumn("text")})
+    step = steps_of(live_of(settings=settings, telemetry=other), settings)["column telemetry.humidity"]
+    assert step.change.action == "refused"
+    assert step.change.detail.endswith(says)
+
+
+def test_none_is_no_wide_table() -> None:
+    assert Settings(wide="none").wide == ()
+    with pytest.raises(ValidationError, match="reserved"):
+        Settings(wide="none,fire")
