@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sinks.base import Selection
 from tests.acceptance.test_pipeline import over
 from tests.lab.apps import until
 from tests.lab.pipeline import ROOT, Pipeline
@@ -42,7 +43,7 @@ async def devices(lab: StoreLab) -> dict[str, int]:
     """How many readings are in a store of each device."""
     found: dict[str, int] = {}
     async with lab.opened() as sink:
-        async for reading in sink.scan():
+        async for reading in sink.scan(Selection(measurement="telemetry")):
             found[reading.device_id] = found.get(reading.device_id, 0) + 1
     return found
 

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaProducer
 from deploy.local.kafka import Kafka
 from schemas import wire
 from schemas.reading import Reading
+from sinks.base import Selection
 from tests.lab.apps import until
 from tests.lab.pipeline import Pipeline
 from tests.lab.stores import StoreLab
@@ -237,7 +238,9 @@ async def test_poisoned_rows_hurt_only_themselves(one: Pipeline, lab: StoreLab) 
         assert {lab.stage.encode()} == {headers["iotflow-dlq-stage"] for headers in said}
         print(lab.name, said[0]["iotflow-dlq-error"].decode())
         async with lab.opened() as sink:
-            stored = [each async for each in sink.scan() if "conflict" not in each.values]
+            stored = [
+                each async for each in sink.scan(Selection(measurement="telemetry")) if "conflict" not in each.values
+            ]
         assert {wire.write(each) for number, each in enumerate(readings) if number % 100 != 7} == {
             wire.write(each) for each in stored
         }
@@ -321,7 +324,9 @@ async def test_what_a_transaction_aborted_is_not_stored(pipeline: Pipeline, labs
             async with lab.opened() as sink:
 
                 async def both(sink: Any = sink) -> bool:
-                    return ["kept-1", "kept-2"] == [reading.device_id async for reading in sink.scan()]
+                    return ["kept-1", "kept-2"] == [
+                        reading.device_id async for reading in sink.scan(Selection(measurement="telemetry"))
+                    ]
 
                 await until(both, 30)
 
