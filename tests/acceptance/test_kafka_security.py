@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import pytest
 from aiohttp import web
@@ -22,6 +21,7 @@ from app.cli import main
 from app.settings import Settings, load
 from deploy.local.files import default_cache
 from deploy.local.kafka import Kafka, Listener
+from tests.lab.apps import own_topics, unique
 from tests.lab.certificates import KEY_PASSWORD, Certificates
 from tests.lab.pipeline import Pipeline
 
@@ -164,15 +164,7 @@ def ways(broker: Kafka, certificates: Certificates, token_url: str) -> Ways:
 
 def with_topics(env: Env) -> Env:
     """The environment, with topics that nobody else has."""
-    unique = uuid4().hex[:8]
-    return {
-        **env,
-        "KAFKA_RAW_TOPICS": f"raw.{unique}:telemetry",
-        "KAFKA_INPUT_TOPIC": f"in.{unique}",
-        "IOTFLOW_DEAD_LETTER_TOPIC": f"dead.{unique}",
-        "IOTFLOW_REGISTRY_TOPIC": f"registry.{unique}",
-        "IOTFLOW_PARTITIONS": "1",
-    }
+    return {**env, **own_topics(unique("security")), "IOTFLOW_PARTITIONS": "1"}
 
 
 async def received(settings: Settings, topic: str) -> bytes | None:

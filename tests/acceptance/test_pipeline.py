@@ -285,10 +285,10 @@ async def test_a_trigger_and_a_time_limit_hurt_only_what_they_refuse(
             """
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 PERFORM pg_sleep(0.005);
-                IF NEW.value_text = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = 'IOT01'; END IF;
+                IF NEW.state = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = 'IOT01'; END IF;
                 RETURN NEW;
             END $$;
-            CREATE TRIGGER refuse BEFORE INSERT ON iot_measurements FOR EACH ROW EXECUTE FUNCTION refuse();
+            CREATE TRIGGER refuse BEFORE INSERT ON telemetry FOR EACH ROW EXECUTE FUNCTION refuse();
             """
         )
         await connection.execute(f"ALTER DATABASE {timescale.env['TIMESCALE_DB']} SET statement_timeout = '1s'")
@@ -301,7 +301,7 @@ async def test_a_trigger_and_a_time_limit_hurt_only_what_they_refuse(
         await p.settled(stages=["store-timescale"])
 
         assert [payloads[2]] == [letter.value for letter in await p.letters()]
-        assert 399 == await connection.fetchval("SELECT count(*) FROM iot_measurements")
+        assert 399 == await connection.fetchval("SELECT count(*) FROM telemetry")
         await connection.close()
 
 

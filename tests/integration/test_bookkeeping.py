@@ -14,7 +14,7 @@ from app.settings import Settings, load
 from schemas import wire
 from schemas.reading import Reading
 from schemas.saved import STORAGE_METADATA, Flush
-from tests.lab.apps import unique
+from tests.lab.apps import own_topics, unique
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
 MINUTE = 60_000
@@ -49,11 +49,7 @@ class Bench:
 @asynccontextmanager
 async def bench(servers: str, **more: str) -> AsyncIterator[Bench]:
     """Books that can be written."""
-    name = unique("books")
-    env = {"KAFKA_BOOTSTRAP_SERVERS": servers}
-    for topic in ("SAVED", "STORAGE_METADATA", "CONTROL", "STATUS", "REGISTRY", "DEAD_LETTER", "DEAD_LETTER_STATE"):
-        env[f"IOTFLOW_{topic}_TOPIC"] = f"{name}-{topic.lower()}"
-    settings = load({**env, "KAFKA_RAW_TOPICS": f"{name}-raw:telemetry", "KAFKA_INPUT_TOPIC": f"{name}-in", **more})
+    settings = load({"KAFKA_BOOTSTRAP_SERVERS": servers, **own_topics(unique("books")), **more})
     async with kafka.admin(settings) as admin:
         await topics.apply(admin, await topics.plan(admin, topics.wanted(settings)))
     producer = BatchProducer(kafka.client_args(settings), max_message_bytes=1_000_000)

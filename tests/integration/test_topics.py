@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -15,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from app import kafka, topics
 from app.cli import main
-from app.settings import Kafka, Settings, Topics
+from app.settings import Settings, load
+from tests.lab.apps import own_topics, unique
 
 DAY_MS = 86_400_000
 
@@ -23,14 +23,7 @@ DAY_MS = 86_400_000
 @pytest.fixture
 def settings(kafka_servers: str) -> Settings:
     """Settings whose topics nobody else has."""
-    unique = uuid4().hex[:8]
-    names = Topics(
-        raw={f"raw.{unique}": "telemetry"},
-        decoded=f"in.{unique}",
-        dead_letters=f"dead.{unique}",
-        registry=f"registry.{unique}",
-    )
-    return Settings(kafka=Kafka(bootstrap_servers=kafka_servers), topics=names)
+    return load({"KAFKA_BOOTSTRAP_SERVERS": kafka_servers, **own_topics(unique("topics"))})
 
 
 @pytest.fixture
@@ -102,7 +95,7 @@ async def test_several_may_apply_at_once(settings: Settings, admin: AIOKafkaAdmi
 async def test_a_topic_created_meanwhile_is_put_right_or_refused(
     settings: Settings, admin: AIOKafkaAdminClient
 ) -> None:
-    raw, decoded, dead, _ = topics.wanted(settings)
+    raw, decoded, dead, *_ = topics.wanted(settings)
     plan = await topics.plan(admin, [raw, decoded, dead])
     await admin.create_topics(
         [
@@ -152,13 +145,8 @@ class Command:
     """`iotflow topics` with the settings in its environment."""
 
     def __init__(self, settings: Settings) -> None:
-        self.env = {
-            "KAFKA_BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-            "KAFKA_RAW_TOPICS": ",".join(f"{name}:{dialect}" for name, dialect in settings.topics.raw.items()),
-            "KAFKA_INPUT_TOPIC": settings.topics.decoded,
-            "IOTFLOW_DEAD_LETTER_TOPIC": settings.topics.dead_letters,
-            "IOTFLOW_REGISTRY_TOPIC": settings.topics.registry,
-        }
+        name = settings.topics.decoded.removesuffix("-decoded")
+        self.env = {"KAFKA_BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers, **own_topics(name)}
 
     def __call__(self, *arguments: str, **env: str) -> Result:
         """Run it."""
@@ -191,7 +179,10 @@ def test_the_command_says_what_there_is_to_do_by_its_exit_code(settings: Setting
     }
     code, plan = run.json("plan", IOTFLOW_PARTITIONS="5")
     assert code == 1
-    assert [refusal["name"] for refusal in plan["refused"]] == names[:-1]  # the registry always has one
+    # What every process reads whole always has one.
+    assert [refusal["name"] for refusal in plan["refused"]] == [
+        topic.name for topic in topics.wanted(settings) if not topic.whole
+    ]
     assert run.json("apply", IOTFLOW_PARTITIONS="5")[0] == 1
 
 

@@ -29,6 +29,16 @@ def unique(name: str) -> str:
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
+def own_topics(name: str, dialect: str = "telemetry") -> dict[str, str]:
+    """The variables of topics that no other test has."""
+    own = ("DEAD_LETTER", "DEAD_LETTER_STATE", "REGISTRY", "CONTROL", "STATUS", "STORAGE_METADATA", "SAVED")
+    return {
+        "KAFKA_RAW_TOPICS": f"{name}-raw:{dialect}",
+        "KAFKA_INPUT_TOPIC": f"{name}-decoded",
+        **{f"IOTFLOW_{topic}_TOPIC": f"{name}-{topic.lower()}" for topic in own},
+    }
+
+
 async def ack_all(lab: "Lab", event: Any, records: Sequence[Any]) -> None:
     """The usual handler: done at once."""
     lab.seen.extend(records)

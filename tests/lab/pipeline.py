@@ -18,7 +18,7 @@ from app.settings import Settings, load
 from app.supervisor import worker_command
 from deploy.local.ports import choose
 from sinks import registry
-from tests.lab.apps import unique, until
+from tests.lab.apps import own_topics, unique, until
 
 #: Below the ports of outgoing connections; another test session on this machine looks elsewhere.
 _PORTS = 20_000 + os.getpid() % 40 * 100
@@ -91,15 +91,7 @@ class Pipeline:
         self.env = {
             "PATH": PATH,
             "KAFKA_BOOTSTRAP_SERVERS": servers,
-            "KAFKA_RAW_TOPICS": f"{self.raw}:{dialect}",
-            "KAFKA_INPUT_TOPIC": f"{name}-decoded",
-            "IOTFLOW_DEAD_LETTER_TOPIC": f"{name}-dead",
-            "IOTFLOW_REGISTRY_TOPIC": f"{name}-registry",
-            "IOTFLOW_DEAD_LETTER_STATE_TOPIC": f"{name}-dead-state",
-            "IOTFLOW_CONTROL_TOPIC": f"{name}-control",
-            "IOTFLOW_STATUS_TOPIC": f"{name}-status",
-            "IOTFLOW_STORAGE_METADATA_TOPIC": f"{name}-metadata",
-            "IOTFLOW_SAVED_TOPIC": f"{name}-saved",
+            **own_topics(name, dialect),
             "IOTFLOW_APP_PREFIX": name,
             "IOTFLOW_DATA_DIR": str(folder / "data"),
             "IOTFLOW_WEB_BIND": "127.0.0.1",
