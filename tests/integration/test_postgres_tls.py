@@ -54,9 +54,11 @@ def sink(database: Mapping[str, str], port: int, **more: str) -> Any:
 async def test_a_trusted_server_is_let_in(
     database: Mapping[str, str], tls_port: int, certificates: Certificates, mode: str
 ) -> None:
-    """With the CA named, every mode that demands TLS connects."""
+    """With the CA named, every mode that demands TLS connects: to make the schema, and to write."""
     made = sink(database, tls_port, TIMESCALE_SSLMODE=mode, TIMESCALE_SSL_CA=str(certificates.ca))
+    await registry.load()["timescale"].apply_schema(made.settings)
     await made.open()
+    await made.probe()
     await made.close()
 
 
