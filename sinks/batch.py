@@ -3,8 +3,10 @@
 No I/O: delivery forms a batch while it writes another.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from msgspec import Struct
@@ -18,6 +20,9 @@ from sinks.contracts import Clock, Options, Telemetry
 from sinks.handover import Held
 
 log = logging.getLogger(__name__)
+
+#: Records that are read without a pause, about a millisecond of them.
+_AT_ONCE = 250
 
 
 class Chunk:
@@ -73,29 +78,34 @@ class Former:
         self._telemetry = telemetry
         self._clock = clock
 
-    def batch(self, pieces: list[Piece]) -> Batch:
-        """A batch of what the pieces hold, in the form that the sink takes."""
+    async def batch(self, pieces: list[Piece]) -> Batch:
+        """A batch of what the pieces hold, in the form that the sink takes.
+
+        Others on the event loop have their turns meanwhile: a write takes several exchanges with its server, which
+        would have nothing to do between them.
+        """
         readings: list[Reading] = []
         records: list[Record] = []
         batch = Batch(pieces, Part((), (), Prepared(None, 0, {})), [], [])
         read = wire.read
         skipped = 0
-        for piece in pieces:
-            for record in piece.chunk.held.records[piece.start : piece.stop]:
-                headers = record.headers
-                if headers and headers[0][0] == HEADER_TARGET and target_of(headers) != self._options.stage:
-                    skipped += 1
-                    continue
-                try:
-                    reading = read(record.value)
-                    if reading.measurement in RESERVED and record.topic == self._options.open_topic:
-                        raise RejectedError("reserved", f"measurement {reading.measurement} is iotflow's own")
-                    readings.append(reading)
-                except Exception as error:  # noqa: BLE001  no record may stop the others, whatever is in it
-                    why = error.rejected if isinstance(error, RejectedError) else Rejected("wire", named(error))
-                    self._condemn(batch, record, why, (record.key or b"").decode("utf-8", "replace"))
-                else:
-                    records.append(record)
+        for number, record in enumerate(chain.from_iterable(map(_records, pieces))):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            headers = record.headers
+            if headers and headers[0][0] == HEADER_TARGET and target_of(headers) != self._options.stage:
+                skipped += 1
+                continue
+            try:
+                reading = read(record.value)
+                if reading.measurement in RESERVED and record.topic == self._options.open_topic:
+                    raise RejectedError("reserved", f"measurement {reading.measurement} is iotflow's own")
+                readings.append(reading)
+            except Exception as error:  # noqa: BLE001  no record may stop the others, whatever is in it
+                why = error.rejected if isinstance(error, RejectedError) else Rejected("wire", named(error))
+                self._condemn(batch, record, why, (record.key or b"").decode("utf-8", "replace"))
+            else:
+                records.append(record)
         if skipped:
             self._telemetry.skipped(skipped)
         batch.part = self.form(batch, readings, records)
@@ -180,6 +190,10 @@ class Former:
             self._condemn(batch, part.records[index], why, part.readings[index].device_id)
         kept = [index for index in range(len(part.readings)) if index not in rejected]
         return self.form(batch, [part.readings[i] for i in kept], [part.records[i] for i in kept])
+
+
+def _records(piece: Piece) -> Sequence[Record]:
+    return piece.chunk.held.records[piece.start : piece.stop]
 
 
 def named(error: BaseException) -> str:

@@ -292,7 +292,7 @@ class Delivery:
             # from tasks of their own, and the server would have nothing to do meanwhile.
             for _ in range(_TURNS_OF_A_WRITE):
                 await asyncio.sleep(0)
-            await ready.put(self._former.batch(pieces))
+            await ready.put(await self._former.batch(pieces))
 
     async def _gather(self, ready: asyncio.Queue[Batch]) -> list[Piece]:
         """The next batch: full, or timed out while the writer has nothing to do.
