@@ -108,14 +108,18 @@ class _Records(PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
             )
 
 
+#: The longest that a number takes.
+_VARINT_BYTES = 10
+
+
 class LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
     """A batch of records as aiokafka's own parser in Python reads it, except that a header's name may be any bytes."""
 
     _pos: int
 
     def _read_msg(self) -> _DefaultRecordPy:
-        length, start = decode_varint(self._buffer, self._pos)
-        self._pos = start
+        length = self._varint()
+        start = self._pos
         self._varint()  # attributes: none is in use
         after = self._varint()
         offset = self.base_offset + self._varint()
@@ -148,6 +152,14 @@ class LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has
         return count
 
     def _varint(self) -> int:
+        # aiokafka's own reads on behind the end of its buffer, up to a crash: it is given a copy that ends in zeros.
+        window = bytes(self._buffer[self._pos : self._pos + _VARINT_BYTES]).ljust(2 * _VARINT_BYTES, b"\0")
         number: int
-        number, self._pos = decode_varint(self._buffer, self._pos)
+        try:
+            number, used = decode_varint(window, 0)
+        except ValueError as error:
+            raise CorruptRecordException(f"a number of more than 64 bits: {error}") from error
+        self._pos += used
+        if self._pos > len(self._buffer):
+            raise CorruptRecordException("a record goes on behind the end of its batch")
         return number
