@@ -6,7 +6,6 @@ its interval lasts, so that a worker that is killed takes the last seconds of it
 
 import asyncio
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +18,10 @@ from app.settings import Settings
 from schemas import saved, wire
 from schemas.decoding import Item
 from schemas.reading import Reading
-from schemas.saved import Flush
+from schemas.saved import Flush, Sum
 
 #: A sum that is not closed yet is written this often, in seconds.
 _EVERY_S: Final = 10.0
-
-
-def worker_name() -> str:
-    """What tells this process from all others of its stage; a container's are alike after a restart, but for chance."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class Books:
@@ -52,13 +46,13 @@ class Books:
         self._store = store
         self._place = place
         self._keeps = keeps
-        self._worker = worker_name()
+        # With the moment, since a container's host and process are called the same after a restart.
+        self._worker = f"{socket.gethostname()}-{os.getpid()}-{now_ms()}"
         self._producer = producer
         self._now_ms = now_ms
-        self._sum: saved.Sum | None = None
+        self._sum: Sum | None = None
         self._written = 0
         self._batches = 0
-        self._began_ms = now_ms()
 
     async def saved(self, flush: Flush, readings: Sequence[Reading]) -> None:
         """Count a batch, and return when the broker has its events."""
@@ -73,11 +67,9 @@ class Books:
                 flush = replace(flush, readings=len(others), rows=rows, first=min(times), last=max(times))
         self._batches += 1
         now_ms = self._now_ms()
-        batch_id = f"{self._store}-{self._worker}-{self._began_ms}-{self._batches}"
+        batch_id = f"{self._store}-{self._worker}-{self._batches}"
         entry = saved.Saved(self._store, batch_id, flush, now_ms)
-        await self._roll(now_ms)
-        assert self._sum is not None  # noqa: S101  for mypy: rolling makes one
-        self._sum.add(flush)
+        (await self._current(now_ms)).add(flush)
         if self._events == "batch":
             await self._producer.deliver(self._topics.saved, [Item(self._store.encode(), saved.batch_event(entry), [])])
         elif self._events == "reading":
@@ -95,12 +87,13 @@ class Books:
         """Write what is not written yet; the broker must be there."""
         await self._write()
 
-    async def _roll(self, now_ms: int) -> None:
+    async def _current(self, now_ms: int) -> Sum:
+        """The sum of the interval at hand; that of the one before is written first."""
         start_ms = now_ms - now_ms % self._interval_ms
-        if self._sum is not None and self._sum.start_ms != start_ms:
-            await self._write()
         if self._sum is None or self._sum.start_ms != start_ms:
-            self._sum, self._written = saved.Sum(self._store, self._place, self._worker, start_ms), 0
+            await self._write()
+            self._sum, self._written = Sum(self._store, self._place, self._worker, start_ms), 0
+        return self._sum
 
     async def _write(self) -> None:
         current = self._sum

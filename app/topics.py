@@ -159,7 +159,7 @@ async def plan(admin: Any, topics: Iterable[Topic]) -> Plan:
 
 
 async def apply(admin: Any, planned: Plan, *, timeout: float = _APPLY_SECONDS) -> Plan:
-    """Carry out a plan, wait until its topics have leaders, and say what was done.
+    """Carry out a plan, wait until its topics have leaders and the brokers show their settings; say what was done.
 
     What the plan refuses stays as it is and does not hold up the rest. A topic that somebody else has created in the
     meantime is compared and put right like any other, which may refuse it. Raises `TopicsError`.
@@ -171,6 +171,7 @@ async def apply(admin: Any, planned: Plan, *, timeout: float = _APPLY_SECONDS) -
     late = await plan(admin, raced)
     changes = [*planned.change, *late.change]
     await _alter(admin, changes)
+    await _wait_for_settings(admin, changes, timeout)
     return Plan(created, changes, [*planned.refused, *late.refused], [*planned.unchanged, *late.unchanged])
 
 
@@ -306,6 +307,27 @@ async def _alter(admin: Any, changes: Sequence[Change]) -> None:
     response = await admin._send_to_controller(request)  # noqa: SLF001  what aiokafka lacks goes the way its own go
     for code, message, _, name in response.resources:
         _check(f"cannot change the settings of {name}", code, message)
+
+
+async def _wait_for_settings(admin: Any, changes: Sequence[Change], seconds: float) -> None:
+    """Brokers learn what the controller has changed a moment after it has answered."""
+    waiting = {change.name: change.config for change in changes}
+    try:
+        async with asyncio.timeout(seconds):
+            while waiting:
+                existing = await _existing(admin, set(waiting))
+                waiting = {
+                    name: config
+                    for name, config in waiting.items()
+                    if name in existing
+                    and any(not _satisfies(key, existing[name].config.get(key), to) for key, (_, to) in config.items())
+                }
+                if waiting:
+                    await asyncio.sleep(0.1)
+    except TimeoutError as error:
+        raise TopicsError(
+            f"the brokers do not show the new settings of {', '.join(sorted(waiting))} after {seconds:g} s"
+        ) from error
 
 
 async def _wait_for_leaders(admin: Any, names: set[str], seconds: float) -> None:

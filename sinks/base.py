@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.reading import Reading, Rejected, Value
+from schemas.reading import Reading, Rejected, RejectedError, Value
 
 Payload = TypeVar("Payload")
 
@@ -260,6 +260,36 @@ def integer_type(types: Mapping[str, str], measurement: str, metric: str) -> str
     """The integer type (`INT32`, `INT64`) set for a metric by `measurement.metric` or `metric`, or None."""
     name = types.get(f"{measurement}.{metric}") or types.get(metric)
     return name if name in INTEGER_TYPES else None
+
+
+def unfit(metric: str, value: Value, kind: str = "") -> RejectedError:
+    """The error for a number that cannot be stored exactly: as type `kind`, or as a double where none is named."""
+    if kind:
+        return RejectedError("bad_type", f"{metric} is {value}, which is no {kind}")
+    if value.__class__ is float:
+        return RejectedError("bad_type", f"{metric} is {value}, which is not a finite number")
+    return RejectedError(
+        "integer_too_large",
+        f"{metric} is {value}, beyond 2^53, which a double would round: set IOTFLOW_VALUE_TYPES={metric}=INT64",
+    )
+
+
+def span_of(where: Selection, every: timedelta, functions: Sequence[str]) -> tuple[datetime, datetime]:
+    """The span that `aggregate` is asked for. Raises `ValueError` for what cannot be aggregated."""
+    if where.start is None or where.end is None:
+        raise ValueError("an aggregate needs the `start` and the `end` of its selection")
+    if every <= timedelta(0):
+        raise ValueError(f"`every` is {every}: a span must last")
+    if unknown := set(functions).difference(FUNCTIONS):
+        raise ValueError(f"there is no function {min(unknown)!r}; there are: {', '.join(FUNCTIONS)}")
+    return where.start, where.end
+
+
+def device_of(where: Selection) -> str:
+    """The device that `delete` is asked for. Raises `ValueError` where none is named."""
+    if where.device_id is None:
+        raise ValueError("deleting needs the device whose readings are to go: set `device_id`")
+    return where.device_id
 
 
 def out_of_type(kind: str, value: Any) -> bool:

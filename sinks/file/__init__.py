@@ -33,8 +33,11 @@ from sinks.base import (
     Selection,
     SinkSettings,
     Verdict,
+    device_of,
     integer_type,
     out_of_type,
+    span_of,
+    unfit,
 )
 from sinks.file import reading as answers
 from sinks.file.archive import FORMAT, MARKER, NAME, OWN, Archive, ArchiveError, GivenUp, Head, Lines
@@ -227,13 +230,12 @@ class FileSink:
         metrics: Sequence[str] | None = None,
     ) -> list[Bucket]:
         """Buckets that hold a value."""
-        answers.check_span(where.start, where.end, every, functions)
+        span_of(where, every, functions)
         return await self._do(lambda left: answers.buckets(self._found(where, left), every, functions, metrics))
 
     async def delete(self, where: Selection) -> None:
         """Write the files that hold what is selected anew, without it; each is renamed into its place."""
-        if where.device_id is None:
-            raise ValueError("deleting needs a device: set `device_id`")
+        device_of(where)
         await self._do(partial(self._archive.delete, where))
 
     def _found(self, where: Selection, left: GivenUp) -> Iterator[Reading]:
@@ -265,16 +267,12 @@ def _flaw(reading: Reading, types: Mapping[str, str]) -> Rejected | None:
         kind = integer_type(types, reading.measurement, metric) if types else None
         if kind is not None:
             if out_of_type(kind, value):
-                return Rejected("bad_type", f"{metric} is {value}, which is no {kind}")
+                return unfit(metric, value, kind).rejected
         elif value.__class__ is float:
             if not isfinite(value):
-                return Rejected("bad_type", f"{metric} is {value}, which is not a finite number")
+                return unfit(metric, value).rejected
         elif value.__class__ is int and not -EXACT_INTEGER <= value <= EXACT_INTEGER:
-            return Rejected(
-                "integer_too_large",
-                f"{metric} is {value}, beyond 2^53, which most readers of JSON would round: "
-                f"set IOTFLOW_VALUE_TYPES={metric}=INT64",
-            )
+            return unfit(metric, value).rejected
     return None
 
 

@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from schemas.reading import Reading, Value
-from sinks.base import FUNCTIONS, Bucket, Function
+from sinks.base import Bucket, Function
 
 #: A run ends at so many readings, or so many bytes of their lines.
 RUN_READINGS: Final = 50_000
@@ -151,16 +151,6 @@ def latest(readings: Iterable[Reading]) -> list[Reading]:
 def count(readings: Iterable[Reading], *, whole: bool) -> int:
     """How many values there are, or how many `whole` readings."""
     return sum(1 if whole else len(reading.values) for reading in readings)
-
-
-def check_span(start: datetime | None, end: datetime | None, every: timedelta, functions: Sequence[Function]) -> None:
-    """Raise `ValueError` for what cannot be aggregated."""
-    if start is None or end is None:
-        raise ValueError("an aggregate needs a start and an end")
-    if every <= timedelta(0):
-        raise ValueError(f"buckets of {every} are none: they must last")
-    if unknown := [function for function in functions if function not in FUNCTIONS]:
-        raise ValueError(f"no function is called {unknown[0]!r}; there are: {', '.join(FUNCTIONS)}")
 
 
 def buckets(

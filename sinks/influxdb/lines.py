@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from schemas.reading import EXACT_INTEGER, Reading, RejectedError, Value
-from sinks.base import integer_type, out_of_type
+from sinks.base import integer_type, out_of_type, unfit
 from sinks.influxdb.fields import FieldTypes
 from sinks.meta import META, meta_text
 
@@ -134,19 +134,16 @@ class _Field:
         integer, metric, kind = self._integer, self._metric, "float"
         if integer is not None:
             if out_of_type(integer, value):
-                raise RejectedError("bad_type", f"{metric} is {value}, which is no {integer}")
+                raise unfit(metric, value, integer)
             text, kind = f"{value}i", "integer"
         elif isinstance(value, bool):
             text, kind = "true" if value else "false", "boolean"
         elif isinstance(value, str):
             text, kind = _text(value), "string"
-        elif isinstance(value, float) and not isfinite(value):
-            raise RejectedError("bad_type", f"{metric} is {value}, which is not a finite number")
-        elif isinstance(value, int) and not -EXACT_INTEGER <= value <= EXACT_INTEGER:
-            raise RejectedError(
-                "integer_too_large",
-                f"{metric} is {value}, beyond 2^53, which a float would round: set IOTFLOW_VALUE_TYPES={metric}=INT64",
-            )
+        elif (isinstance(value, float) and not isfinite(value)) or (
+            isinstance(value, int) and not -EXACT_INTEGER <= value <= EXACT_INTEGER
+        ):
+            raise unfit(metric, value)
         else:
             text = repr(value)
         there = self._there

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from schemas.reading import Reading, Value
-from sinks.base import EVERYTHING, FUNCTIONS, Bucket, Function, Selection
+from sinks.base import EVERYTHING, Bucket, Function, Selection, device_of, span_of
 from sinks.influxdb.fields import readable
 from sinks.influxdb.lines import CHANNEL, DEVICE, EPOCH, MICROSECOND, original, stored
 from sinks.influxdb.server import Link
@@ -133,12 +133,7 @@ class Reader(Link):
         metrics: Sequence[str] | None = None,
     ) -> list[Bucket]:
         """Buckets that hold a value, in (device, channel, measurement, metric, start) order; nulls do not count."""
-        if where.start is None or where.end is None:
-            raise ValueError("`aggregate` needs a selection with `start` and `end`")
-        if every <= timedelta(0):
-            raise ValueError(f"`every` must be longer than nothing, not {every}")
-        if unknown := set(functions).difference(FUNCTIONS):
-            raise ValueError(f"there is no function {min(unknown)!r}; there are: {', '.join(FUNCTIONS)}")
+        span_of(where, every, functions)
         if _is_empty(where):
             return []
         buckets: dict[tuple[str, str, str, str, int], dict[str, Value]] = {}
@@ -164,8 +159,7 @@ class Reader(Link):
 
     async def delete(self, where: Selection) -> None:
         """Delete what is selected of a device, in every bucket; that nothing is there is no error."""
-        if where.device_id is None:
-            raise ValueError("`delete` needs a device: name one in `device_id`")
+        device_of(where)
         if _is_empty(where):
             return
         for bucket in self.settings.stores:

@@ -10,8 +10,8 @@ from weakref import ref
 
 from msgspec.structs import replace
 
-from schemas.reading import EXACT_INTEGER, Reading, RejectedError
-from sinks.base import out_of_type, without_nulls
+from schemas.reading import EXACT_INTEGER, Reading
+from sinks.base import out_of_type, unfit, without_nulls
 from sinks.iotdb.rpc import BOOLEAN, DOUBLE, FLOAT, FORMAT, INT32, INT64, LENGTH, TEXT
 from sinks.meta import META, meta_text
 
@@ -235,18 +235,15 @@ def _check(metric: str, value: Any, kind: int) -> None:
     if kind in {INT32, INT64}:
         name = "INT32" if kind == INT32 else "INT64"
         if out_of_type(name, value):
-            raise RejectedError("bad_type", f"{metric} is {value}, which is no {name}")
+            raise unfit(metric, value, name)
     elif kind == FLOAT:
         if value.__class__ not in {float, int} or not abs(value) <= _MAX_FLOAT:
-            raise RejectedError("bad_type", f"{metric} is {value}, which is no FLOAT")
+            raise unfit(metric, value, "FLOAT")
     elif kind == DOUBLE and value.__class__ is float:
         if not math.isfinite(value):
-            raise RejectedError("bad_type", f"{metric} is {value}, which is not a finite number")
+            raise unfit(metric, value)
     elif kind == DOUBLE and not -EXACT_INTEGER <= value <= EXACT_INTEGER:
-        raise RejectedError(
-            "integer_too_large",
-            f"{metric} is {value}, beyond 2^53, which a double would round: set IOTFLOW_VALUE_TYPES={metric}=INT64",
-        )
+        raise unfit(metric, value)
 
 
 def single(value: Any) -> Any:

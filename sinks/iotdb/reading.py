@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from schemas.reading import Reading, Value
-from sinks.base import EVERYTHING, Bucket, Function, Selection
+from sinks.base import EVERYTHING, Bucket, Function, Selection, device_of, span_of
 from sinks.iotdb.mapping import device_path, identity_of, name_of, nodes_of, quoted, series_node, single, ticked
 from sinks.iotdb.rpc import Link, StatusError
 from sinks.iotdb.settings import Settings
@@ -207,8 +207,7 @@ class Reader(ABC):
 
         Raises `ValueError` where `start` or `end` is missing, or `every` is no span of the server's time.
         """
-        if where.start is None or where.end is None:
-            raise ValueError("an aggregate needs the start and the end of its time")
+        span_of(where, every, functions)
         each, span = width(every, self._precision), self._span(where)
         if span.empty:
             return []
@@ -268,8 +267,7 @@ class Reader(ABC):
 
         That nothing is there is no error. Raises `ValueError` where no device is named.
         """
-        if where.device_id is None:
-            raise ValueError("name the device to delete from: nothing is deleted of all devices at once")
+        device_of(where)
         span = self._span(where)
         if span.empty:
             return

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.reading import EXACT_INTEGER, Reading, RejectedError, Value
-from sinks.base import integer_type, out_of_type
+from sinks.base import integer_type, out_of_type, unfit
 from sinks.timescale.tables import NARROW, ORIGINAL_TOPIC
 
 Row = tuple[
@@ -86,22 +86,19 @@ def _columns(
         return _NULL
     if integer is not None:
         if out_of_type(integer, value):
-            raise RejectedError("bad_type", f"{metric} is {value}, which is no {integer}")
+            raise unfit(metric, value, integer)
         return None, value, None, None  # type: ignore[return-value]  # out_of_type has seen that it is an int
     match value:
         case bool():
             return None, None, None, value
         case float():
             if not math.isfinite(value):
-                raise RejectedError("bad_type", f"{metric} is {value}, which is not a finite number")
+                raise unfit(metric, value)
             return value, None, None, None
         case str():
             return None, None, value, None
     if not -EXACT_INTEGER <= value <= EXACT_INTEGER:
-        raise RejectedError(
-            "integer_too_large",
-            f"{metric} is {value}, beyond 2^53, which a double would round: set IOTFLOW_VALUE_TYPES={metric}=INT64",
-        )
+        raise unfit(metric, value)
     return float(value), None, None, None
 
 

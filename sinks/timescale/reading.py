@@ -16,7 +16,7 @@ import asyncpg
 import msgspec
 
 from schemas.reading import Reading, Value
-from sinks.base import EVERYTHING, Bucket, Function, Selection
+from sinks.base import EVERYTHING, Bucket, Function, Selection, device_of, span_of
 from sinks.meta import apply_meta
 from sinks.timescale.connections import Connections
 from sinks.timescale.layout import read_layout
@@ -170,13 +170,10 @@ class Reader:
 
         Raises `ValueError` for a span that is none.
         """
-        if where.start is None or where.end is None:
-            raise ValueError("an aggregate needs the `start` and the `end` of its selection")
-        if every <= timedelta(0):
-            raise ValueError(f"`every` is {every}: a span must last")
+        start, _ = span_of(where, every, functions)
         async with self.reading_connection() as connection:
             query = await _asked(connection, self.settings, where)
-            statement = _aggregated(query, _begin(where.start, every), every, functions, metrics)
+            statement = _aggregated(query, _begin(start, every), every, functions, metrics)
             rows = await connection.fetch(statement, *query.arguments) if statement else []
         buckets = (_bucket(row, functions) for row in rows)
         return [bucket for bucket in buckets if bucket.values]
@@ -186,8 +183,7 @@ class Reader:
 
         Compressed chunks of TimescaleDB take it from version 2.11 on.
         """
-        if where.device_id is None:
-            raise ValueError("deleting needs the device whose readings are to go: set `device_id`")
+        device_of(where)
         settings = self.settings
 
         async def work(connection: asyncpg.Connection) -> None:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from schemas.reading import EXACT_INTEGER, Reading, Rejected, RejectedError, Value
 from schemas.reasons import Reason
-from sinks.base import Prepared, integer_type, out_of_type
+from sinks.base import Prepared, integer_type, out_of_type, unfit
 from sinks.meta import meta_text
 from sinks.timescale import narrow
 from sinks.timescale.layout import Layout
@@ -334,16 +334,13 @@ def _over(measurement: str, older: dict[str, Any], newer: dict[str, Any]) -> dic
 
 def _double(metric: str, value: Value) -> Value:
     if not math.isfinite(cast("float", value)):
-        raise RejectedError("bad_type", f"{metric} is {value}, which is not a finite number")
+        raise unfit(metric, value)
     return value
 
 
 def _double_of_int(metric: str, value: int) -> int:
     if not -EXACT_INTEGER <= value <= EXACT_INTEGER:
-        raise RejectedError(
-            "integer_too_large",
-            f"{metric} is {value}, beyond 2^53, which a double would round: set IOTFLOW_VALUE_TYPES={metric}=INT64",
-        )
+        raise unfit(metric, value)
     return value
 
 
@@ -382,7 +379,7 @@ def _integer_form(kind: _Integer, *, bigint: bool) -> Callable[[str, Any], Any]:
 
     def form(metric: str, value: Any) -> Any:
         if out_of_type(kind, value):
-            raise RejectedError("bad_type", f"{metric} is {value}, which is no {kind}")
+            raise unfit(metric, value, kind)
         if not bigint and not -EXACT_INTEGER <= value <= EXACT_INTEGER:
             raise RejectedError(
                 "type_conflict",
