@@ -43,7 +43,8 @@ servers: setup
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --no-annotate --no-header --extra codecs --extra local --extra dev -o requirements.lock pyproject.toml
+	    --no-emit-find-links --no-annotate --no-header --extra codecs --extra pictures --extra local --extra dev \
+	    -o requirements.lock pyproject.toml
 
 setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml

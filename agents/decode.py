@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from agents.held import chunks
 from schemas.decoding import Decoded, Decoder, Item
+from schemas.partition import partition_of_key
+from schemas.quality import written
 from sinks.ceiling import Ceiling
 from sinks.contracts import Breaker, Letters
 from sinks.handover import Handover, Held
@@ -48,6 +50,9 @@ class Telemetry(Protocol):
     def flagged(self, dialect: str, flag: str, readings: int) -> None:
         """Readings were decoded that have a flag."""
 
+    def over_budget(self, by_excess: Mapping[str, int], withheld: int, devices: int) -> None:
+        """Readings were over budget, by why; so many were sent to the quarantine. So many devices are noisy now."""
+
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """The ceiling tripped or was reset."""
 
@@ -63,7 +68,9 @@ class Forwarder:
     """Decodes chunks and produces what they give; a chunk is acknowledged when the broker has all of it.
 
     `fault` is called with an error after which this process cannot go on (nothing is acknowledged by then). `fetch`
-    makes the decoder know schemas that it does not know yet; it takes as long as their registry is away.
+    makes the decoder know schemas that it does not know yet; it takes as long as their registry is away. With a budget,
+    reports of devices that are over it go to the topic `quality`, and their readings, where it withholds them, to the
+    topic `quarantine`.
     """
 
     def __init__(  # noqa: PLR0913  the collaborators, each replaceable in a test
@@ -77,6 +84,8 @@ class Forwarder:
         *,
         ceiling: Ceiling | None = None,
         fetch: Callable[[set[int]], Awaitable[None]] | None = None,
+        quality: str = "",
+        quarantine: str = "",
     ) -> None:
         self.decoder = decoder
         self.topic = topic
@@ -85,6 +94,10 @@ class Forwarder:
         self.telemetry = telemetry
         self.fault = fault
         self.ceiling = ceiling or Ceiling()
+        self.quality = quality
+        self.quarantine = quarantine
+        #: How many partitions those topics have.
+        self._counts: dict[str, int] = {}
         self._fetch = fetch
         self._fetching = False
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
@@ -97,8 +110,11 @@ class Forwarder:
         self._handover = Handover(self._release)
 
     async def start(self, producer: Producer) -> None:
-        """Learn how many partitions the decoded topic really has."""
+        """Learn how many partitions the topics really have."""
         self.decoder.partitions = await producer.partitions(self.topic)
+        if (budget := self.decoder.budget) is not None:
+            for topic in (self.quality, self.quarantine) if budget.withholds else (self.quality,):
+                self._counts[topic] = await producer.partitions(topic)
 
     async def run(self) -> None:
         """Nothing to do beside the chunks: each is a task of its own."""
@@ -199,7 +215,7 @@ class Forwarder:
                 decoded = self.decoder(held.records, time.time_ns() // 1_000_000)
                 self._sending += 1
                 sending = True
-                sent = await self.producer.send(self.topic, decoded.items)
+                sent = await self._send(decoded)
             for batch in sent:
                 await batch.done()
             await self.letters.send(decoded.letters)
@@ -217,6 +233,23 @@ class Forwarder:
             self._sending -= sending
         return settled
 
+    async def _send(self, decoded: Decoded) -> list[Sent]:
+        """Queue all that the broker is to have of a chunk but its letters."""
+        sent = list(await self.producer.send(self.topic, decoded.items))
+        if decoded.withheld:
+            sent += await self._send_keyed(self.quarantine, decoded.withheld)
+        if (budget := self.decoder.budget) is not None and decoded.reports:
+            events = (written(budget.event(report)) for report in decoded.reports)
+            sent += await self._send_keyed(self.quality, [Item(key, value, []) for key, value in events])
+        return sent
+
+    async def _send_keyed(self, topic: str, items: Sequence[Item]) -> Sequence[Sent]:
+        """Queue records whose keys are devices."""
+        partitions: dict[int, list[Item]] = {}
+        for item in items:
+            partitions.setdefault(partition_of_key(item.key or b"", self._counts[topic]), []).append(item)
+        return await self.producer.send(topic, partitions)
+
     def _count(self, held: Held, decoded: Decoded) -> None:
         self.telemetry.decoded(len(held.records), decoded.readings, len(decoded.letters))
         self.ceiling.good(decoded.good)
@@ -229,6 +262,13 @@ class Forwarder:
             self.telemetry.dead(reason, count, dialect)
         for (dialect, flag), count in decoded.flags.items():
             self.telemetry.flagged(dialect, flag, count)
+        if self.decoder.budget is not None:
+            self.telemetry.over_budget(decoded.over, len(decoded.withheld), decoded.noisy)
+        for report in decoded.reports:
+            log.warning(
+                "a device is over its budget",
+                extra={"device": report.device_id, "reason": report.excess, "readings": report.readings},
+            )
         if self.ceiling.tripped:
             self.telemetry.ceiling(True)
             log.error(

@@ -21,6 +21,14 @@ class Held:
         """Everything in it is durable: its offsets may be committed."""
         self._event.ack()
 
+    def shed(self) -> None:
+        """The records are not needed any more, though they are not durable: the list is empty from now on.
+
+        They do not hold up intake any longer; whoever sheds bounds the number of chunks that it holds.
+        """
+        self._consumer.shed(self._event.message)
+        self._event.value.clear()
+
     def release(self) -> None:
         """Let go; the broker delivers it again."""
         self._consumer.discard(self._event.message)

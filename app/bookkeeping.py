@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
 from app.produce import BatchProducer
 from app.settings import Settings
 from schemas import saved, wire
@@ -27,17 +25,16 @@ _EVERY_S: Final = 10.0
 class Books:
     """`sinks.contracts.Books` on Kafka.
 
-    `place` says where the store is, without secrets; `keeps` that the sums are stored there, and not counted again.
+    `place` says where the store is, without secrets.
     """
 
-    def __init__(  # noqa: PLR0913  what a store's books consist of
+    def __init__(
         self,
         settings: Settings,
         store: str,
         place: str,
         producer: BatchProducer,
         *,
-        keeps: bool = False,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._topics = settings.topics
@@ -45,7 +42,6 @@ class Books:
         self._interval_ms = int(settings.books_interval * 1000)
         self._store = store
         self._place = place
-        self._keeps = keeps
         # With the moment, since a container's host and process are called the same after a restart.
         self._worker = f"{socket.gethostname()}-{os.getpid()}-{now_ms()}"
         self._producer = producer
@@ -56,15 +52,6 @@ class Books:
 
     async def saved(self, flush: Flush, readings: Sequence[Reading]) -> None:
         """Count a batch, and return when the broker has its events."""
-        if self._keeps:  # the books themselves are not in the books: there would be no end to it
-            others = [reading for reading in readings if reading.measurement != saved.STORAGE_METADATA]
-            own = len(readings) - len(others)
-            if not others:
-                return
-            if own:
-                times = [reading.time for reading in others]
-                rows, readings = flush.rows - own, others
-                flush = replace(flush, readings=len(others), rows=rows, first=min(times), last=max(times))
         self._batches += 1
         now_ms = self._now_ms()
         batch_id = f"{self._store}-{self._worker}-{self._batches}"

@@ -1,7 +1,7 @@
 """From settings to a Faust app that runs one stage. Building does no I/O but to read files; starting does."""
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import faust
@@ -12,7 +12,7 @@ from app.kafka import client_args, faust_args
 from app.produce import BatchProducer
 from app.runtime import Runtime
 from app.settings import Settings
-from app.stages import make
+from app.stages import Stage, make, reads
 from app.telemetry import Telemetry
 
 _MIN_FETCH_BYTES = 64 * 1024
@@ -46,6 +46,11 @@ class StageApp(faust.App):
         web = [service for service in services if isinstance(service, Web)]
         return [*web, self.runtime, *(service for service in services if service not in web)]
 
+    def on_rebalance_end(self) -> None:
+        """Partitions are given out and tables restored: whoever keeps state reads it, before a record comes."""
+        super().on_rebalance_end()
+        self.runtime.begin()
+
     async def on_stop(self) -> None:
         """Stop in bounded time."""
         self.runtime.limit_stop()
@@ -54,7 +59,7 @@ class StageApp(faust.App):
 
 def app_options(stage: str, settings: Settings) -> dict[str, Any]:
     """How Faust is set for a stage; each value that is not Faust's default is measured or has its reason here."""
-    partitions = settings.topics.partitions * max(1, len(settings.topics.raw))
+    partitions = settings.topics.partitions * max(1, len(reads(stage, settings)))
     return {
         "id": settings.app_id(stage),
         **faust_args(settings),
@@ -98,8 +103,8 @@ def transport_limits(settings: Settings) -> dict[str, int]:
     }
 
 
-def build(stage: str, settings: Settings) -> StageApp:
-    """The app of a stage. Raises `ValueError` for a name that is no stage."""
+def build(stage: str, settings: Settings, parts_of: Callable[..., Stage] = make) -> StageApp:
+    """The app of a stage, whose parts `parts_of` puts together. Raises `ValueError` for a name that is no stage."""
     producer = BatchProducer(client_args(settings), max_message_bytes=settings.topics.max_message_bytes)
     app = StageApp(**app_options(stage, settings))
     telemetry = Telemetry(stage)
@@ -107,9 +112,11 @@ def build(stage: str, settings: Settings) -> StageApp:
     def fault(error: BaseException) -> None:
         app.runtime.fault(error)
 
-    parts = make(stage, settings, producer, telemetry, fault)
+    parts = parts_of(stage, settings, producer, telemetry, fault)
     telemetry.sink = parts.sink
     app.transport_limits = transport_limits(settings)
+    for table in parts.tables:
+        table.bind(app, settings.topics.partitions)
     app.runtime = Runtime(app, stage, parts, settings, producer, telemetry)
     topic = app.topic(*parts.topics, schema=transport.ChunkSchema(), acks=True)
     app.agent(topic, name=stage, concurrency=1)(parts.agent)

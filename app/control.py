@@ -196,6 +196,7 @@ class Control:
                 "action": request.action,
                 "asked_by": request.by,
                 "device": request.device,
+                "alarm": request.alarm,
                 "ok": ok,
                 "detail": detail,
             },
@@ -357,6 +358,7 @@ async def ask(  # noqa: PLR0913  what is asked, and how
     stage: str = EVERY,
     *,
     device: str | None = None,
+    alarm: str | None = None,
     timeout: float = 60.0,
     by: str = "",
 ) -> Asked:
@@ -377,7 +379,9 @@ async def ask(  # noqa: PLR0913  what is asked, and how
         if any(each.listening for each in wanted.values()):
             async with _producer(settings) as producer:
                 now = control.utcnow()
-                request = control.request(id_, action, stage, by=by or me(), now=now, seconds=timeout, device=device)
+                request = control.request(
+                    id_, action, stage, by=by or me(), now=now, seconds=timeout, device=device, alarm=alarm
+                )
                 await _send(producer, settings.topics.control, request)
         replies = await _replies(workers, id_, wanted, timeout)
     return Asked(id_, [reply for reply in replies if control.concerns(action, stage, reply.stage)])

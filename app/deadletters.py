@@ -67,9 +67,13 @@ def _tell(whom: Progress | None, done: int, of: int) -> None:
 
 
 def readers(settings: Settings) -> dict[str, frozenset[str]]:
-    """The topics that each stage of this configuration reads."""
-    stores = {settings.sinks[store].STAGE: frozenset({settings.topics.decoded}) for store in settings.stores}
-    return {DECODE: frozenset(settings.topics.raw), **stores}
+    """The topics that records are sent to again for each stage of this configuration.
+
+    Not all that it reads: of a compacted topic an older state would become the latest of its key.
+    """
+    topics = settings.topics
+    stored = frozenset({topics.decoded, topics.aggregates, topics.quality})
+    return {DECODE: frozenset(topics.raw), **{settings.sinks[store].STAGE: stored for store in settings.stores}}
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -273,7 +273,10 @@ def snapshot(view: View) -> Snapshot:
         partitions=None if app._assignment is None else len(view.assigned()),  # noqa: SLF001
         # Faust sets the event once and for all, so it cannot stand alone.
         recovered=recovery.completed.is_set() and not app.in_recovery,
-        recovery_position=sum(recovery.active_offsets.values()) + sum(recovery.standby_offsets.values()),
+        # None until Faust has asked where a changelog begins.
+        recovery_position=sum(
+            offset or 0 for offset in (*recovery.active_offsets.values(), *recovery.standby_offsets.values())
+        ),
         draining=drains(app),
         frozen=tuple(f"{tp.topic}/{tp.partition}" for tp in consumer.frozen()),
         broker_answers=view.telemetry.broker_answers,

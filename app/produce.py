@@ -85,12 +85,12 @@ class BatchProducer:
             for item in items:
                 key, value, headers = item
                 while builder.append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
-                    sent.append(await self._submit(builder, topic, partition))
+                    sent.append(await self._submit(builder, topic, partition, records))
                     builder, records = producer.create_batch(), 0
                 records += 1
             if records:
                 builder.close()
-                sent.append(await self._submit(builder, topic, partition))
+                sent.append(await self._submit(builder, topic, partition, records))
         return sent
 
     async def deliver(self, topic: str, items: Iterable[Item]) -> None:
@@ -102,7 +102,7 @@ class BatchProducer:
         for sent in await self.send(topic, by_partition):
             await sent.done()
 
-    async def _submit(self, builder: Any, topic: str, partition: int) -> "Sent":
+    async def _submit(self, builder: Any, topic: str, partition: int, records: int) -> "Sent":
         """Queue a batch behind the one before it, however long that takes."""
         producer = await self.start()
         while True:
@@ -111,24 +111,30 @@ class BatchProducer:
             except KafkaTimeoutError:
                 log.warning("Kafka does not take what is produced; trying on", extra={"topic": topic})
             else:
-                return Sent(topic, future)
+                return Sent(topic, future, records)
 
 
 class Sent:
     """A batch on its way to one partition."""
 
-    def __init__(self, topic: str, future: asyncio.Future[Any]) -> None:
+    def __init__(self, topic: str, future: asyncio.Future[Any], records: int) -> None:
         self._topic = topic
         self._future = future
+        self._records = records
+        #: Where its last record lies, once the broker has acknowledged it; None where the broker does not say.
+        self.last_offset: int | None = None
 
     async def done(self) -> None:
         """Wait for the broker's acknowledgement; raises what it refuses with."""
         try:
-            await self._future
+            place = await self._future
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             raise RuntimeError(
                 f"{self._topic} takes less than IOTFLOW_MAX_MESSAGE_BYTES: run iotflow topics apply"
             ) from error
+        # A batch that was sent twice, because the first answer was lost, may be acknowledged without its place.
+        if place is not None and place.offset >= 0:
+            self.last_offset = place.offset + self._records - 1
 
 
 class LetterProducer:

@@ -5,9 +5,11 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 from mode import Service as ModeService
 
@@ -31,6 +33,8 @@ EXIT_CONFIG = 78
 _GAUGES_EVERY_S = 1.0
 #: A stop may take as long as what is held may take, and this for the rest.
 _STOP_MARGIN_S = 5.0
+#: For one question to the broker.
+_ASK_S = 10.0
 #: For what runs beside the work, when it is to finish: less than that.
 _CLOSE_S = 2.0
 
@@ -47,6 +51,35 @@ def _standstill_s(settings: Settings, sink: str) -> float:
         return health.STANDSTILL_S
     config = settings.sinks[sink]
     return max(health.STANDSTILL_S, 5 * config.write_timeout, 3 * config.batch_timeout)
+
+
+class Source:
+    """The topic that a stage with state reads; implements `agents.analyze.Source`."""
+
+    def __init__(self, consumer: Any, topic: str, telemetry: Telemetry) -> None:
+        self.topic = topic
+        self._consumer = consumer
+        self._telemetry = telemetry
+
+    def caught_up(self, partition: int) -> bool:
+        """Whether all of a partition has been read; not known while the broker is away."""
+        read = self._consumer.caught_up(TP(self.topic, partition))
+        return bool(read and self._telemetry.broker_answers)
+
+    async def ends(self, partitions: Collection[int]) -> Mapping[int, int]:
+        """Where partitions' logs end now; waits for a broker that is away."""
+        if not partitions:
+            return {}
+        places = [TP(self.topic, partition) for partition in partitions]
+        while True:
+            try:
+                async with asyncio.timeout(_ASK_S):
+                    # At once: each question may have to wait behind a fetch that waits for records.
+                    found = await self._consumer.highwaters(*places)
+                return {place.partition: int(found[place]) for place in places}
+            except (TimeoutError, KafkaError) as error:
+                log.warning("cannot ask Kafka for the end of a topic; trying again", extra={"error": repr(error)})
+                await asyncio.sleep(1.0)
 
 
 class Runtime(ModeService):
@@ -88,6 +121,9 @@ class Runtime(ModeService):
         consumer: Any = self.app.consumer
         consumer.on_drain.append(self.parts.work.drain)
         consumer.on_full.append(self.telemetry.backpressure)
+        stateful = self.parts.stateful
+        if stateful is not None:
+            consumer.unfinished.append(lambda: stateful.busy)
         if self.parts.on_seek is not None:
             consumer.on_seek = self._on_seek
         self.add_future(self._guarded(self._control.run()))
@@ -109,6 +145,14 @@ class Runtime(ModeService):
         kept = await self.parts.on_seek([(tp.topic, tp.partition) for tp in partitions])
         return {TP(topic, partition): offset for (topic, partition), offset in kept.items()}
 
+    def begin(self) -> None:
+        """A rebalance is over; called before a record of the new generation comes."""
+        if self.parts.stateful is not None:
+            app: Any = self.app
+            source = Source(app.consumer, self.parts.topics[0], self.telemetry)
+            partitions = {partition for topic, partition in self.assigned() if topic == source.topic}
+            self.parts.stateful.begin(app.consumer_generation_id, partitions, source)
+
     async def _missing(self) -> list[str]:
         while True:
             try:
@@ -123,7 +167,8 @@ class Runtime(ModeService):
     def _wanted(self) -> set[str]:
         parts, topics = self.parts, self.settings.topics
         feeds = (feed.topic for feed in parts.feeds)
-        return {*parts.topics, *parts.outputs, *feeds, topics.control, topics.status}
+        changelogs = (table.changelog for table in parts.tables)
+        return {*parts.topics, *parts.outputs, *feeds, *changelogs, topics.control, topics.status}
 
     async def _guarded(self, work: Any) -> None:
         """Run something that must not end; when it fails, this process has."""

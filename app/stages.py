@@ -4,9 +4,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from agents import analyze
+from agents.analyze import Source
 from agents.decode import Forwarder, decode
 from agents.store import store
-from app import __version__
+from app import __version__, analysis, rules
 from app.bookkeeping import Books
 from app.maintenance import Maintenance
 from app.produce import BatchProducer, LetterProducer
@@ -14,15 +16,22 @@ from app.registry import feed, from_file
 from app.schema_registry import SchemaSource, place
 from app.settings import Settings
 from app.telemetry import Telemetry
+from app.topics import TABLES
 from schemas.bodies import CONFLUENT
+from schemas.budget import Budget, Limits
 from schemas.confluent import Schemas
 from schemas.decoding import Decoder
 from sinks import registry
 from sinks.ceiling import Ceiling
 from sinks.contracts import Options
 from sinks.delivery import Delivery
+from tables.binding import Table
+from tables.rules import Rulebook
 
 DECODE = "decode"
+ANALYZE = "analyze"
+#: What the stage `analyze` writes, by the names of `app.settings.models.Topics`.
+_SAID = ("aggregates", "alarms", "anomalies", "late", "quality", "latest", "warnings", "emergencies")
 
 
 class Work(Protocol):
@@ -70,6 +79,17 @@ class Service(Protocol):
         """Finish, when the work has ended."""
 
 
+class Stateful(Protocol):
+    """Work that keeps state of the partitions it has, in tables."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be finished before partitions are given up."""
+
+    def begin(self, generation: int, partitions: Collection[int], source: Source) -> None:
+        """Partitions are given out and tables restored: read the state."""
+
+
 #: Asked at each seek with the partitions that are assigned: the offsets that the destination keeps of them.
 OnSeek = Callable[[Collection[tuple[str, int]]], Awaitable[Mapping[tuple[str, int], int]]]
 
@@ -78,7 +98,7 @@ class Stage:
     """One stage: its topics, its work and its agent.
 
     `feeds` are what it must know before it works, `services` what runs beside the work; `on_seek` is there where the
-    destination keeps the offsets.
+    destination keeps the offsets, `stateful` and `tables` where the work keeps state.
     """
 
     def __init__(  # noqa: PLR0913  the parts of a stage
@@ -91,6 +111,8 @@ class Stage:
         feeds: Sequence[Feed] = (),
         services: Sequence[Service] = (),
         on_seek: OnSeek | None = None,
+        stateful: Stateful | None = None,
+        tables: Sequence[Table] = (),
     ) -> None:
         self.topics = topics
         self.sink = sink
@@ -100,16 +122,32 @@ class Stage:
         self.feeds = feeds
         self.services = services
         self.on_seek = on_seek
+        self.stateful = stateful
+        self.tables = tables
 
 
 def known() -> list[str]:
     """Every stage that can be run."""
-    return [DECODE, *(module.Settings.STAGE for module in registry.load().values())]
+    return [DECODE, ANALYZE, *(module.Settings.STAGE for module in registry.load().values())]
 
 
 def names(settings: Settings) -> list[str]:
-    """The stages of a whole installation: decode, and one for each store that is used."""
-    return [DECODE, *(settings.sinks[store].STAGE for store in settings.stores)]
+    """The stages of a whole installation: decode, analyze, and one for each store that is used."""
+    return [DECODE, ANALYZE, *(settings.sinks[store].STAGE for store in settings.stores)]
+
+
+def reads(name: str, settings: Settings) -> list[str]:
+    """The topics that a stage reads: a store those of readings and of iotflow's own findings.
+
+    Raises `ValueError` for a name that is no stage.
+    """
+    topics = settings.topics
+    if name == DECODE:
+        return list(topics.raw)
+    if name == ANALYZE:
+        return [topics.decoded]
+    books = [topics.storage_metadata] if settings.sinks[_sink_of(name)].BOOKS else []
+    return [topics.decoded, topics.aggregates, topics.alarms, topics.quality, *books]
 
 
 def make(
@@ -138,6 +176,7 @@ def make(
             max_message_bytes=topics.max_message_bytes,
             registry=points,
             schemas=schemas.schemas if schemas is not None else None,
+            budget=budget_of(settings),
         )
         forwarder = Forwarder(
             decoder,
@@ -148,13 +187,15 @@ def make(
             fault,
             ceiling=ceiling,
             fetch=schemas.fetch if schemas is not None else None,
+            quality=topics.quality,
+            quarantine=topics.quarantine,
         )
-        outputs = [topics.decode_output, topics.dead_letters]
+        outputs = [topics.decode_output, topics.dead_letters, topics.quality, topics.quarantine]
         feeds = [feed(settings, points, telemetry)]
-        return Stage(list(topics.raw), "", forwarder, decode(forwarder), outputs, feeds)
-    sink = registry.of_stage(name)
-    if sink is None:
-        raise ValueError(f"no stage is called {name!r}; stages: {', '.join(known())}")
+        return Stage(reads(name, settings), "", forwarder, decode(forwarder), outputs, feeds)
+    if name == ANALYZE:
+        return _analysis(settings, telemetry, fault, ceiling)
+    sink = _sink_of(name)
     module, config = registry.load()[sink], settings.sinks[sink]
     once = settings.app_id(name) if getattr(config, "exactly_once", False) else ""
     options = Options(
@@ -170,13 +211,13 @@ def make(
         exactly_once=once,
     )
     destination = module.Sink(config, settings.types)
-    books = Books(settings, sink, destination.place, producer, keeps=config.BOOKS)
+    books = Books(settings, sink, destination.place, producer)
     delivery = Delivery(destination, options, letters, telemetry, ceiling=ceiling, books=books, fault=fault)
     services: list[Service] = [books]
     if hasattr(module, "maintain"):
         services.append(Maintenance(partial(module.maintain, config, settings.types)))
     return Stage(
-        [topics.decoded, *([topics.storage_metadata] if config.BOOKS else [])],
+        reads(name, settings),
         sink,
         delivery,
         store(delivery),
@@ -184,6 +225,51 @@ def make(
         services=services,
         on_seek=delivery.positions if once else None,
     )
+
+
+def _analysis(
+    settings: Settings, telemetry: Telemetry, fault: Callable[[BaseException], None], ceiling: Ceiling
+) -> Stage:
+    rulebook = Rulebook(rules.from_file(settings.rules))
+    # The state has positions, by which a late write of an earlier owner is known.
+    tables = {name: Table(name, keeps_highest=name == analyze.STATE) for name in TABLES}
+    said = {name: getattr(settings.topics, name) for name in _SAID}
+    analyzer = analyze.Analyzer(
+        tables,
+        settings.topics.decoded,
+        partial(analysis.factory, settings, rulebook),
+        said,
+        telemetry,
+        fault,
+        limits=analyze.Limits(every=settings.analysis.checkpoint),
+        ceiling=ceiling,
+    )
+    return Stage(
+        reads(ANALYZE, settings),
+        "",
+        analyzer,
+        analyze.analyze(analyzer),
+        list(said.values()),
+        [rules.feed(settings, rulebook, telemetry)],
+        stateful=analyzer,
+        tables=list(tables.values()),
+    )
+
+
+def _sink_of(stage: str) -> str:
+    sink = registry.of_stage(stage)
+    if sink is None:
+        raise ValueError(f"no stage is called {stage!r}; stages: {', '.join(known())}")
+    return sink
+
+
+def budget_of(settings: Settings) -> Budget | None:
+    """What a device may send, and a memory of what it sent; None where nobody asks."""
+    own = settings.budget
+    if own.mode == "off":
+        return None
+    limits = Limits(own.rate, own.burst, own.series, own.devices, round(own.release * 1000))
+    return Budget(limits, withholds=own.mode == "quarantine")
 
 
 def schema_source(settings: Settings) -> SchemaSource | None:

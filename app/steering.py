@@ -1,16 +1,20 @@
 """Between `app.control` and a stage's work: doing what is asked of a worker, and saying how it stands."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Protocol, cast
 
 from app import health
 from app.produce import BatchProducer
 from app.settings import Settings
 from app.telemetry import READINGS, RECORDS
-from schemas.control import Counters, Health, NotMineError, RefusedError, Request, Standing
+from schemas.alarm import AlarmError, subject_of
+from schemas.control import ANALYZE, Counters, Health, NotMineError, RefusedError, Request, Standing
 from schemas.partition import partition_of
 from sinks.base import Selection
 from sinks.contracts import Breaker
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Steerable(Protocol):
@@ -38,6 +42,19 @@ class Storing(Steerable, Protocol):
 
     async def call(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
         """Do something else with the sink, between two batches."""
+
+
+class Analyzing(Steerable, Protocol):
+    """The stage's that has the alarms. A key is `schemas.alarm.Subject.key`, a time in microseconds.
+
+    Both say what was done, and raise `LookupError` with a sentence where there is no such alarm.
+    """
+
+    async def acknowledge(self, key: str, by: str, at_us: int) -> str:
+        """Somebody knows of an alarm."""
+
+    async def resolve(self, key: str, by: str, at_us: int) -> str:
+        """Somebody says that an alarm is done."""
 
 
 class Worker(health.View, Protocol):
@@ -76,6 +93,8 @@ class Steering:
                 return self._resume()
             case "delete":
                 return await self._delete(request.device or "")
+            case "acknowledge" | "resolve":
+                return await self._alarm(request)
 
     async def _flush(self) -> str:
         if self._stands:
@@ -95,10 +114,7 @@ class Steering:
     async def _delete(self, device: str) -> str:
         if self._worker.telemetry.role != "store":
             raise NotMineError("this stage stores nothing")
-        topic = self._worker.settings.topics.decoded
-        partition = partition_of(device, await self._worker.producer.partitions(topic))
-        if (topic, partition) not in self._worker.assigned():
-            raise NotMineError(f"the device is in partition {partition}, which another worker has")
+        topic, partition = await self._own(device)
         now = health.snapshot(self._worker)
         if now.breaker is not Breaker.CLOSED or not (now.taking or self._stands):
             raise RefusedError(f"nothing was deleted: {'; '.join(health.readiness(now))}; ask again when it is back")
@@ -116,6 +132,30 @@ class Steering:
                 f"; {lag} records of its partition were not stored yet some seconds ago, and its own of them come later"
             )
         return said
+
+    async def _own(self, device: str) -> tuple[str, int]:
+        """The topic and partition of a device's readings. Raises `NotMineError` where another worker has it."""
+        topic = self._worker.settings.topics.decoded
+        partition = partition_of(device, await self._worker.producer.partitions(topic))
+        if (topic, partition) not in self._worker.assigned():
+            raise NotMineError(f"the device is in partition {partition}, which another worker has")
+        return topic, partition
+
+    async def _alarm(self, request: Request) -> str:
+        if self._worker.stage != ANALYZE:
+            raise NotMineError("this stage has no alarms")
+        key = request.alarm or ""
+        try:
+            device = subject_of(key).device_id
+        except AlarmError as error:
+            raise RefusedError(str(error)) from error
+        await self._own(device)
+        work = cast("Analyzing", self._work)
+        do = work.acknowledge if request.action == "acknowledge" else work.resolve
+        try:
+            return await do(key, request.by, (request.asked_at - _EPOCH) // timedelta(microseconds=1))
+        except LookupError as error:
+            raise RefusedError(str(error.args[0] if error.args else error)) from error
 
     # -- saying --------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ additions, and the text that Prometheus reads is only made when it asks.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from app import __version__
+from schemas.budget import Excess
 from sinks.contracts import Breaker
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -28,6 +29,7 @@ _READERS: Final[tuple[Role, ...]] = ("decode", "store", "analyze")
 _EVERY: Final[tuple[Role, ...]] = (*_READERS, "ingest", "api")
 _DECODE: Final[tuple[Role, ...]] = ("decode",)
 _STORE: Final[tuple[Role, ...]] = ("store",)
+_ANALYZE: Final[tuple[Role, ...]] = ("analyze",)
 
 #: The documents' range, .001 to 5 seconds.
 _WRITE_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -124,12 +126,14 @@ UTILISATION = _metric(
 
 # -- ours: all labelled with the stage, so that workers can be told apart and summed -----------------------------------
 
-RECORDS = _metric("counter", "iotflow_records_total", "Records taken in.", ("decode", "store"), "stage")
+RECORDS = _metric("counter", "iotflow_records_total", "Records taken in.", ("decode", "store", "analyze"), "stage")
 READINGS = _metric(
     "counter",
     "iotflow_readings_total",
-    "Readings by what became of them: decoded, stored or dead (sent to the dead-letter topic).",
-    ("decode", "store"),
+    "Readings by what became of them: decoded, stored, dead (sent to the dead-letter topic) or quarantined; in the "
+    "analysis repeated (known already), duplicate (a second value of one time), corrected (a closed window), late (too "
+    "late for one), ahead (of all windows), foreign (of another partition's device) or unreadable.",
+    ("decode", "store", "analyze"),
     "stage",
     "outcome",
 )
@@ -150,6 +154,46 @@ FLAGS = _metric(
     "stage",
     "dialect",
     "flag",
+)
+OVER_BUDGET = _metric(
+    "counter",
+    "iotflow_over_budget_total",
+    "Readings over their devices' budgets, by why: rate, or series; held back only where IOTFLOW_BUDGET=quarantine.",
+    _DECODE,
+    "stage",
+    "reason",
+)
+NOISY = _metric(
+    "gauge",
+    "iotflow_noisy_devices",
+    "Devices of whose readings some were over budget in the last minute.",
+    _DECODE,
+    "stage",
+)
+SAID = _metric("counter", "iotflow_said_total", "Records that the analysis sent.", _ANALYZE, "stage", "topic")
+CHANNELS = _metric("gauge", "iotflow_channels", "Channels of devices whose state is kept.", _ANALYZE, "stage")
+CHECKPOINT = _metric(
+    "histogram",
+    "iotflow_checkpoint_seconds",
+    "Duration of a checkpoint: from what was said to the acknowledgement of what was read.",
+    _ANALYZE,
+    "stage",
+    buckets=_DURABLE_SECONDS,
+)
+STATES = _metric("counter", "iotflow_states_total", "States written to the changelog.", _ANALYZE, "stage")
+RULES = _metric(
+    "gauge",
+    "iotflow_rules",
+    "Rules in force that are not switched off, by where they are from.",
+    _ANALYZE,
+    "stage",
+    "source",
+)
+RULES_REFUSED = _metric(
+    "gauge", "iotflow_rules_refused", "Records of the rules' topic that are wrong.", _ANALYZE, "stage"
+)
+RULES_STALE = _metric(
+    "gauge", "iotflow_rules_stale", "1 while the rules' topic was not read or cannot be, else 0.", _ANALYZE, "stage"
 )
 REGISTRY = _metric(
     "gauge",
@@ -215,7 +259,7 @@ FRESHNESS = _metric(
 SKIPPED = _metric(
     "counter",
     "iotflow_skipped_total",
-    "Records acknowledged without being handled, because they are meant for another stage: replayed dead letters.",
+    "Records acknowledged without being handled: dead letters replayed to others, tombstones of compacted topics.",
     ("decode", "store"),
     "stage",
 )
@@ -277,8 +321,15 @@ _KNOWN: Final[Mapping[Metric, tuple[str, ...]]] = {
     WRITE_FAILURES: ("retry", "reject", "fatal"),
     BREAKER: tuple(Breaker),
     REGISTRY: ("file", "topic"),
+    RULES: ("profile", "file", "topic"),
+    SAID: ("aggregates", "alarms", "anomalies", "emergencies", "late", "latest", "quality", "warnings"),
+    OVER_BUDGET: get_args(Excess),
 }
-_OUTCOMES: Final[Mapping[Role, tuple[str, ...]]] = {"decode": ("decoded", "dead"), "store": ("stored", "dead")}
+_OUTCOMES: Final[Mapping[Role, tuple[str, ...]]] = {
+    "decode": ("decoded", "dead", "quarantined"),
+    "store": ("stored", "dead"),
+    "analyze": ("repeated", "duplicate", "corrected", "late", "ahead", "foreign", "unreadable"),
+}
 
 
 class Histogram:
@@ -386,7 +437,7 @@ class Telemetry:
         self._histograms[FRESHNESS.name].observe(seconds, readings)
 
     def skipped(self, records: int) -> None:
-        """Records were acknowledged that are meant for another stage."""
+        """Records were acknowledged that are meant for another stage, or that let go of a key (tombstones)."""
         self._add(SKIPPED, records)
 
     def failed(self, kind: str) -> None:
@@ -432,6 +483,13 @@ class Telemetry:
         """Readings were decoded that have a flag."""
         self._add(FLAGS, readings, dialect, flag)
 
+    def over_budget(self, by_excess: Mapping[str, int], withheld: int, devices: int) -> None:
+        """Readings were over budget, by why; so many were sent to the quarantine. So many devices are noisy now."""
+        for excess, readings in by_excess.items():
+            self._add(OVER_BUDGET, readings, excess)
+        self._add(READINGS, withheld, "quarantined")
+        self._set(NOISY, devices)
+
     def registry(self, by_source: Mapping[str, int], refused: int, *, stale: bool) -> None:
         """Of how many pins the data points are known, by where these come from; how many records were refused so far.
 
@@ -441,6 +499,35 @@ class Telemetry:
             self._set(REGISTRY, pins, source)
         self._set(REGISTRY_REFUSED, refused)
         self._set(REGISTRY_STALE, stale)
+
+    # -- what the analysis tells ---------------------------------------------------------------------------------------
+
+    def analysed(self, records: int, by_outcome: Mapping[str, int]) -> None:
+        """Records were folded; of their readings so many had another outcome than usual."""
+        self._add(RECORDS, records)
+        for outcome, readings in by_outcome.items():
+            self._add(READINGS, readings, outcome)
+
+    def said(self, by_topic: Mapping[str, int]) -> None:
+        """Records were handed over to be sent, by their topics' names in `Topics`."""
+        for topic, records in by_topic.items():
+            self._add(SAID, records, topic)
+
+    def checkpoint(self, seconds: float, states: int) -> None:
+        """A checkpoint was made, of so many states."""
+        self._histograms[CHECKPOINT.name].observe(seconds, 1)
+        self._add(STATES, states)
+
+    def channels(self, channels: int) -> None:
+        """Of so many channels state is kept."""
+        self._set(CHANNELS, channels)
+
+    def rules(self, by_source: Mapping[str, int], refused: int, *, stale: bool) -> None:
+        """How many rules hold, by where they are from; how many records of their topic were refused so far."""
+        for source, count in by_source.items():
+            self._set(RULES, count, source)
+        self._set(RULES_REFUSED, refused)
+        self._set(RULES_STALE, stale)
 
     # -- what the transport and the watches tell -----------------------------------------------------------------------
 

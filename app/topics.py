@@ -19,7 +19,10 @@ _SEGMENT_MS: Final = 10 * 60 * 1000
 #: With this many replicas, one may be away while every acknowledged record is still on two.
 _SAFE_REPLICAS: Final = 3
 _APPLY_SECONDS: Final = 60.0
-_AT_MOST: Final = frozenset({"segment.ms"})
+_SEGMENT_BYTES: Final = 32 * 2**20
+_AT_MOST: Final = frozenset({"segment.ms", "segment.bytes"})
+#: The tables of the stage `analyze`: what is known of each series, and what that has let go of.
+TABLES: Final = ("state", "windows", "histograms")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,13 @@ def wanted(settings: Settings) -> list[Topic]:
         **safe,
     }
     metadata = {**compacted, "cleanup.policy": "compact,delete", "retention.ms": str(30 * _DAY_MS)}
+    changelog = {
+        **compacted,
+        "segment.bytes": str(_SEGMENT_BYTES),
+        # A worker that restores a table reads while the cleaner cleans: what it is about to read stays for a while.
+        "min.compaction.lag.ms": str(_SEGMENT_MS),
+    }
+    analyze = settings.app_id("analyze")
     found = [
         *(topic(name, 7, limit) for name in topics.raw),
         topic(topics.decoded, 7, limit, keyed=True),
@@ -119,7 +129,22 @@ def wanted(settings: Settings) -> list[Topic]:
         Topic(topics.status, 1, compacted, topics.replication, whole=True),
         replace(topic(topics.control, 1, limit), partitions=1, whole=True),
         topic(topics.saved, 7, limit),
+        topic(topics.aggregates, 7, limit, keyed=True),
+        Topic(topics.alarms, topics.partitions, compacted, topics.replication, keyed=True),
+        topic(topics.anomalies, 7, limit),
+        topic(topics.warnings, 7, limit),
+        topic(topics.emergencies, 7, limit),
+        Topic(topics.latest, topics.partitions, compacted, topics.replication, keyed=True),
+        Topic(topics.rules, 1, compacted, topics.replication, whole=True),
+        topic(topics.late, 7, limit, keyed=True),
+        topic(topics.quality, 7, limit, keyed=True),
+        topic(topics.quarantine, 7, limit, keyed=True),
         Topic(topics.storage_metadata, topics.partitions, metadata, topics.replication),
+        *(
+            # Faust's own names of its tables' changelogs, which must have as many partitions as what is read.
+            Topic(f"{analyze}-{table}-changelog", topics.partitions, changelog, topics.replication, keyed=True)
+            for table in TABLES
+        ),
     ]
     return list({topic.name: topic for topic in found}.values())
 

@@ -70,7 +70,7 @@ class Chunk(list[Record]):
 class _HandedOut:
     """A chunk on its way through Faust: its place in the partition's order, and since when."""
 
-    __slots__ = ("acked", "first_ms", "offset", "records", "since", "size_bytes")
+    __slots__ = ("acked", "counted", "first_ms", "offset", "records", "since", "size_bytes")
 
     def __init__(self, offset: int, chunk: Chunk) -> None:
         self.offset = offset
@@ -79,6 +79,8 @@ class _HandedOut:
         self.first_ms = chunk[0].timestamp
         self.since = time.monotonic()
         self.acked = False
+        #: Whether it counts as in flight.
+        self.counted = False
 
 
 def fold(records: Sequence[Record], max_records: int, max_bytes: int) -> Iterator[Chunk]:
@@ -140,6 +142,13 @@ class Consumer(stock.Consumer):
         #: Per partition, what was put into Faust's queues, in order, until it is committed.
         self._order: defaultdict[TP, deque[_HandedOut]] = defaultdict(deque)
         self._by_offset: defaultdict[TP, dict[int, _HandedOut]] = defaultdict(dict)
+        #: Per partition, the last offset that a fetch brought and the last that was put into Faust's queues.
+        self._fetched: dict[TP, int] = {}
+        self._handed: dict[TP, int] = {}
+        #: Per partition, the last offset whose records are not needed any more (`shed`).
+        self._shed: dict[TP, int] = {}
+        #: Per partition, what `caught_up` saw when it was last asked: the log's end, and the next to read.
+        self._looked: dict[TP, tuple[int, int] | None] = {}
         self._leaving = False
         self._committing_since: float | None = None
         self._revokes = 0
@@ -149,6 +158,8 @@ class Consumer(stock.Consumer):
         self.inflight_records = 0
         #: Called with the monotonic deadline when everything held must be finished or let go.
         self.on_drain: list[Callable[[float], None]] = []
+        #: Asked, after that, whether something is still being finished for which no chunk is held.
+        self.unfinished: list[Callable[[], bool]] = []
         #: The destination's offsets are not known yet: nothing may be fetched.
         self._unsought = False
         #: Asked at each seek, with the data partitions that are assigned, where the destination keeps the offsets.
@@ -179,6 +190,8 @@ class Consumer(stock.Consumer):
                 folded[tp] = records
             elif not outlived:
                 folded[tp] = list(fold(records, self.chunk_records, self.chunk_bytes))
+                if records:
+                    self._fetched[tp] = records[-1].offset
         if outlived and len(folded) < len(fetched) and self.flow_active:
             await self._seek_again()
         return folded
@@ -273,18 +286,64 @@ class Consumer(stock.Consumer):
         entry = _HandedOut(message.offset, chunk)
         self._order[tp].append(entry)
         self._by_offset[tp][entry.offset] = entry
-        self._take_in(entry, +1)
+        self._handed[tp] = entry.offset
+        self._count(entry, counts=True)
         try:
             await self._deliver(message)
         except BaseException:
             if self._by_offset[tp].pop(entry.offset, None) is entry:
                 self._order[tp].remove(entry)
-                self._take_in(entry, -1)
+                self._count(entry, counts=False)
             raise
 
-    def _take_in(self, entry: _HandedOut, sign: int) -> None:
+    def _count(self, entry: _HandedOut, *, counts: bool) -> None:
+        """See to it that a chunk counts as in flight, or does not; each only once."""
+        if entry.counted is counts:
+            return
+        entry.counted = counts
+        sign = 1 if counts else -1
         self.inflight_records += sign * entry.records
         self.inflight_bytes += sign * (entry.size_bytes + entry.records * _RECORD_OVERHEAD_BYTES)
+
+    def shed(self, message: Message) -> None:
+        """The holder needs a chunk's records no more, though it is not done: it counts as in flight no longer.
+
+        For who acknowledges much later than it has read, as a checkpoint does, and bounds itself what it holds.
+        """
+        if message.generation_id != self.app.consumer_generation_id:
+            return
+        entry = self._by_offset[message.tp].get(message.offset)
+        if entry is not None:
+            self._count(entry, counts=False)
+            self._shed[message.tp] = max(entry.offset, self._shed.get(message.tp, -1))
+
+    def caught_up(self, tp: TP) -> bool:
+        """Whether all that a data partition held when this was last asked has been read and shed since.
+
+        To be asked about once a second. False at first, and where nothing is known of the end of the log.
+        """
+        before, now = self._looked.get(tp), self._look(tp)
+        if now is None or before is None:
+            self._looked[tp] = now
+            return False
+        self._looked[tp] = now
+        (end, position), shed = before, self._shed.get(tp, -1)
+        if shed + 1 >= end:
+            return True
+        # Nothing was read for a second, and there is nothing to read: what ends the log are markers of transactions,
+        # or no record has come since the partition was assigned.
+        idle = now == before and position >= end
+        return idle and self._fetched.get(tp, -1) == self._handed.get(tp, -1) <= shed
+
+    def _look(self, tp: TP) -> tuple[int, int] | None:
+        """Where a partition's log ended at the last fetch, and what would be read next, if both are known."""
+        client: Any = self._thread._consumer  # noqa: SLF001  another thread's, but numbers of it may be read
+        subscription = None if client is None else client._subscription.subscription  # noqa: SLF001
+        assignment = None if subscription is None else subscription.assignment
+        state = None if assignment is None else assignment.state_value(stock.ensure_aiokafka_TP(tp))
+        if state is None or state.highwater is None or not state.has_valid_position:
+            return None
+        return int(state.highwater), int(state.position)
 
     def ack(self, message: Message) -> bool:
         """Mark a message done. One of an earlier generation changes nothing (2): its partition may have moved."""
@@ -299,7 +358,7 @@ class Consumer(stock.Consumer):
             if entry is None or entry.acked:
                 return False
             entry.acked = True
-            self._take_in(entry, -1)
+            self._count(entry, counts=False)
             self._acked[message.tp]  # a key here is what makes Faust ask for this partition's new offset
             self._n_acked += 1
             return True
@@ -337,8 +396,7 @@ class Consumer(stock.Consumer):
             self._acked_index.pop(tp, None)
             self._by_offset.pop(tp, None)
             for entry in self._order.pop(tp, ()):
-                if not entry.acked:
-                    self._take_in(entry, -1)
+                self._count(entry, counts=False)
 
     async def perform_seek(self) -> None:
         """Go to the committed offsets, forgetting all that was handed out since.
@@ -349,6 +407,8 @@ class Consumer(stock.Consumer):
         if self._leaving:
             return
         self._forget(list(self._order))
+        for places in (self._fetched, self._handed, self._shed, self._looked):
+            places.clear()
         self._acked.clear()
         self._acked_index.clear()
         await super().perform_seek()
@@ -433,13 +493,19 @@ class Consumer(stock.Consumer):
         for hook in self.on_drain:
             hook(started + third)
         await self._commit_soon()
-        while self._unacked_messages and time.monotonic() < started + 2 * third:
-            await self._wait_for_ack(timeout=1)
-            self._clean_unacked_messages()
+        while self._held() and time.monotonic() < started + 2 * third:
+            if self._unacked_messages:
+                await self._wait_for_ack(timeout=1)
+                self._clean_unacked_messages()
+            else:
+                await asyncio.sleep(_WAIT_POLL_S)
         if self._unacked_messages:
             log.warning("chunks discarded: their holder did not let go", extra={"chunks": len(self._unacked_messages)})
             self._unacked_messages.clear()
         await self._commit_soon()
+
+    def _held(self) -> bool:
+        return bool(self._unacked_messages) or any(unfinished() for unfinished in self.unfinished)
 
     async def _commit_soon(self) -> None:
         """Commit, unless the broker is away: then what was done is done again, and nobody waits for it here."""

@@ -32,10 +32,14 @@ class Worker(Struct):
     oldest_s: float = 0
     breaker: str = ""
     buckets: Mapping[float, float] = {}
+    #: What the analysis has sent, by topic.
+    said: Mapping[str, float] = {}
 
     @property
     def out(self) -> str:
         """What it has made, for a person."""
+        if self.said:
+            return f"{self.said.get('aggregates', 0):,.0f} windows, {self.said.get('alarms', 0):,.0f} alarms' changes"
         return f"{self.rows:,.0f} rows" if self.breaker else f"{self.readings:,.0f} readings"
 
     @property
@@ -139,6 +143,7 @@ def read(text: str) -> Worker:
     """Read one worker's metrics."""
     sums = dict.fromkeys([*_SUMS.values(), "readings"], 0.0)
     buckets: dict[float, float] = {}
+    said: dict[str, float] = {}
     breaker = ""
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -147,11 +152,13 @@ def read(text: str) -> Worker:
                     sums[_SUMS[name]] += sample.value
                 case "iotflow_readings_total" if sample.labels.get("outcome") == "decoded":
                     sums["readings"] += sample.value
+                case "iotflow_said_total":
+                    said[sample.labels["topic"]] = sample.value
                 case "iotflow_breaker" if sample.value:
                     breaker = sample.labels["state"]
                 case "iotflow_durable_seconds_bucket":
                     buckets[float(sample.labels["le"])] = sample.value
-    return Worker(up=True, breaker=breaker, buckets=buckets, **sums)
+    return Worker(up=True, breaker=breaker, buckets=buckets, said=said, **sums)
 
 
 def _quantiles(buckets: Mapping[float, float]) -> tuple[str, str, str]:

@@ -14,12 +14,16 @@ from msgspec.structs import asdict
 
 from schemas.payload import brief, quoted
 
-Action = Literal["flush", "stop", "resume", "delete"]
+Action = Literal["flush", "stop", "resume", "delete", "acknowledge", "resolve"]
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 #: A request to workers of every stage.
 EVERY: Final = "*"
 #: Stages that store begin so.
 STORE: Final = "store-"
+#: The stage that has the alarms.
+ANALYZE: Final = "analyze"
+#: What is asked about one alarm.
+OF_ALARMS: Final[frozenset[Action]] = frozenset({"acknowledge", "resolve"})
 
 #: Seconds: so often a worker speaks, so long after its last word it counts as dead, and so long after that its word is
 #: taken away.
@@ -65,6 +69,8 @@ class Request(Struct, frozen=True, kw_only=True):
     by: Annotated[str, Meta(max_length=512)]
     #: For `delete` only.
     device: str | None = None
+    #: For `acknowledge` and `resolve` only: the alarm's key, as `schemas.alarm.Subject` has it.
+    alarm: str | None = None
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -139,6 +145,8 @@ def decode_request(key: bytes, value: bytes) -> Request:
         raise ControlError(f"its key is {quoted(key.decode('utf-8', 'replace'))} and its id {quoted(found.id)}")
     if (found.action == "delete") is not bool(found.device):
         raise ControlError("a device is named to delete it, and for nothing else")
+    if (found.action in OF_ALARMS) is not bool(found.alarm):
+        raise ControlError("an alarm is named to acknowledge or resolve it, and for nothing else")
     if not timedelta(0) < found.expires_at - found.asked_at <= MAX_LIFE:
         raise ControlError("it must expire after it was asked, and within a day")
     return found
@@ -160,11 +168,20 @@ def _decode(decoder: Any, value: bytes) -> Any:
 
 
 def request(  # noqa: PLR0913  its fields
-    id_: str, action: Action, stage: str, *, by: str, now: datetime, seconds: float, device: str | None = None
+    id_: str,
+    action: Action,
+    stage: str,
+    *,
+    by: str,
+    now: datetime,
+    seconds: float,
+    device: str | None = None,
+    alarm: str | None = None,
 ) -> Request:
     """A request that holds for `seconds` from now on."""
     expires = now + timedelta(seconds=seconds)
-    return Request(v=1, id=id_, action=action, stage=stage, asked_at=now, expires_at=expires, by=by, device=device)
+    whom = {"device": device, "alarm": alarm}
+    return Request(v=1, id=id_, action=action, stage=stage, asked_at=now, expires_at=expires, by=by, **whom)
 
 
 def answer(asked: Request, detail: str, *, now: datetime, ok: bool, mine: bool = True) -> Answer:
@@ -222,8 +239,15 @@ def forgotten(statuses: Mapping[str, Status], now: datetime) -> list[str]:
 
 
 def concerns(action: Action, asked: str, stage: str) -> bool:
-    """Whether a request to the stage `asked`, or `EVERY`, is for workers of a stage; to delete is for stores."""
-    return asked in {EVERY, stage} and (action != "delete" or stage.startswith(STORE))
+    """Whether a request to the stage `asked`, or `EVERY`, is for workers of a stage.
+
+    To delete is for stores, and what is asked about an alarm for the stage that has the alarms.
+    """
+    if asked not in {EVERY, stage}:
+        return False
+    if action == "delete":
+        return stage.startswith(STORE)
+    return action not in OF_ALARMS or stage == ANALYZE
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -243,8 +267,8 @@ class Reply(Struct, frozen=True, kw_only=True):
 def problems(action: Action, replies: Sequence[Reply], stages: Collection[str]) -> list[str]:
     """What is wrong with what came of a request, a line each; none when all was done.
 
-    In each of `stages` somebody must have done it. To delete a device is done once in a stage, by the worker that has
-    the device's partition.
+    In each of `stages` somebody must have done it. What is asked about a device or an alarm is done once in a stage, by
+    the worker that has the device's partition.
     """
     found = [
         f"{reply.worker}: {reply.why if reply.answer is None else reply.answer.detail}"
@@ -255,7 +279,7 @@ def problems(action: Action, replies: Sequence[Reply], stages: Collection[str]) 
         own = [reply for reply in replies if reply.stage == stage]
         if not own:
             found.append(f"{stage}: no live worker; see iotflow status, and start one with iotflow worker {stage}")
-        elif action == "delete" and all(reply.ok and not _did(reply) for reply in own):
+        elif (action == "delete" or action in OF_ALARMS) and all(reply.ok and not _did(reply) for reply in own):
             found.append(f"{stage}: no live worker has the device's partition just now; ask again in a moment")
     if not replies and not stages:
         found.append("no live worker of any stage; see iotflow status")

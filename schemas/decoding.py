@@ -10,6 +10,7 @@ from msgspec import Struct
 from pydantic import ValidationError
 
 from schemas import bodies, dialects, wire
+from schemas.budget import HEADER_QUARANTINE, Budget, Report
 from schemas.confluent import Schemas
 from schemas.deadletter import HEADER_TARGET, Letter, letter, replayed
 from schemas.dialects import AUTO, HEADER_DIALECT, Decode, Meta, Registry, Setup
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Refusals of what will be known some day: no sign that something is wrong with the devices, or with us.
 _NOT_YET = frozenset({"unknown_device", "unknown_alias", "unknown_schema"})
+_REPLAY = (wire.HEADER_REPLAY, b"1")
 #: Room for the headers and framing of a decoded record.
 _FRAME_BYTES = 1024
 
@@ -47,6 +49,13 @@ class Decoded(Struct):
     fruitless: list[str]
     #: How often a reading had a flag, by dialect and flag.
     flags: dict[tuple[str, str], int]
+    #: Readings over their devices' budgets, by why, and what is to be reported of it.
+    over: dict[str, int] = {}
+    reports: list[Report] = []
+    #: Those of them that are not among the items, in order: records for the quarantine.
+    withheld: list[Item] = []
+    #: Devices that were over their budgets in the last minute.
+    noisy: int = 0
 
 
 class _Speech(Struct, frozen=True):
@@ -114,7 +123,9 @@ class Decoder:
         max_message_bytes: int,
         registry: Registry | None = None,
         schemas: Schemas | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        self.budget = budget
         self.partitions = partitions
         self.stage = stage
         self.version = version
@@ -144,17 +155,19 @@ class Decoder:
         values = (record.value for record in records if record.topic in framed)
         return {number for value in values if value is not None and (number := schemas.wanted(value)) is not None}
 
-    def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:  # noqa: C901, PLR0912  the hot loop, whole
+    def __call__(self, records: Sequence[Record], now_ms: int) -> Decoded:  # noqa: C901, PLR0912, PLR0915  the hot loop
         """Decode records of any topics; never raises for what is in them."""
         decoded = Decoded({}, [], 0, 0, [], {})
         items, partitions = decoded.items, self.partitions
         largest = self.max_message_bytes - _FRAME_BYTES
         write, headers = wire.write, wire.headers
+        budget = self.budget
         for given in records:
             said = given.headers
             # One that was sent again is decoded as it first was, so that what it gives is what it would have given.
             record = (replayed(given) or given) if said and said[0][0] == HEADER_TARGET else given
             good, excused = False, True
+            received_ms = record.timestamp if record.timestamp >= 0 else now_ms  # Kafka lets a producer say none
             place = b"%s/%d/%d/" % (record.topic.encode(), record.partition, record.offset)
             dialect, outcomes = self.outcomes(record)
             for index, outcome in enumerate(outcomes):
@@ -177,18 +190,29 @@ class Decoder:
                 if outcome.flags:
                     for flag in outcome.flags:
                         decoded.flags[dialect, flag] = decoded.flags.get((dialect, flag), 0) + 1
-                item = Item(key, value, headers(b"%s%d" % (place, index), record.timestamp))
+                own = headers(b"%s%d" % (place, index), record.timestamp)
+                if record is not given:
+                    own.append(_REPLAY)
+                item = Item(key, value, own)
+                good = True
+                if budget is not None and (excess := budget.over(outcome, received_ms)):
+                    decoded.over[excess] = decoded.over.get(excess, 0) + 1
+                    if budget.withholds:
+                        own.append((HEADER_QUARANTINE, excess.encode()))
+                        decoded.withheld.append(item)
+                        continue
                 partition = partition_of(outcome.device_id, partitions)
                 if partition in items:
                     items[partition].append(item)
                 else:
                     items[partition] = [item]
                 decoded.readings += 1
-                good = True
             if good:
                 decoded.good += 1
             elif not excused:
                 decoded.fruitless.append((record.key or b"").decode("utf-8", "replace"))
+        if budget is not None:
+            decoded.reports, decoded.noisy = budget.reports(), budget.noisy(now_ms)
         if log.isEnabledFor(logging.DEBUG):
             for record in records:
                 log.debug("message decoded", extra={"topic": record.topic, "at": (record.partition, record.offset)})

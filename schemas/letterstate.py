@@ -344,7 +344,8 @@ Skip = Literal["cut", "attempts", "no_reader", "wrong_stage", "too_large", "gone
 SKIPS: Final[Mapping[Skip, str]] = {
     "cut": "the letter does not hold all of its record, which was too large: send it from where it came from",
     "attempts": "it has failed as often as --max-attempts allows",
-    "no_reader": "no stage of this configuration reads its topic: see KAFKA_RAW_TOPICS, KAFKA_INPUT_TOPIC and STORES",
+    "no_reader": "no stage of this configuration reads its topic (see KAFKA_RAW_TOPICS, KAFKA_INPUT_TOPIC and STORES), "
+    "or the topic keeps only the latest of each key, in whose place nothing older is put",
     "wrong_stage": "what decode refused can only go back to its raw topic, and what a store refused only to a store",
     "too_large": "with its headers it is larger than IOTFLOW_MAX_MESSAGE_BYTES",
     "gone": "the dead-letter topic has forgotten it meanwhile",

@@ -12,7 +12,7 @@ from schemas.reasons import Reason
 Value = bool | int | float | str | None
 
 #: Measurements of iotflow's own, which are stored as readings are and come over topics of their own.
-RESERVED: Final = frozenset({"aggregates", "alarms", "storage_metadata"})
+RESERVED: Final = frozenset({"aggregates", "alarms", "quality", "storage_metadata"})
 #: The largest integer whose every neighbour a double can also hold.
 EXACT_INTEGER: Final = 2**53
 

@@ -14,6 +14,8 @@ VERSION: Final = b"1"
 HEADER_VERSION: Final = "iotflow-v"
 HEADER_SRC: Final = "iotflow-src"
 HEADER_INGEST_MS: Final = "iotflow-ingest-ms"
+#: Of a record that was sent again: what it says may have been said before, or be older than what was said since.
+HEADER_REPLAY: Final = "iotflow-replay"
 
 _MS_DIGITS: Final = 15
 _HEADER_V: Final = (HEADER_VERSION, VERSION)

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.reading import Reading, Rejected, RejectedError, Value
+from schemas.reading import RESERVED, Reading, Rejected, RejectedError, Value
 
 Payload = TypeVar("Payload")
 
@@ -256,9 +256,17 @@ def without_nulls(reading: Reading) -> Reading:
     return replace(reading, values={metric: value for metric, value in reading.values.items() if value is not None})
 
 
+def value_type(types: Mapping[str, str], measurement: str, metric: str) -> str | None:
+    """The type set for a metric by `measurement.metric` or `metric`, or None.
+
+    A metric's name alone means what devices say: an alarm's `value` is nobody's counter of that name.
+    """
+    return types.get(f"{measurement}.{metric}") or (None if measurement in RESERVED else types.get(metric))
+
+
 def integer_type(types: Mapping[str, str], measurement: str, metric: str) -> str | None:
-    """The integer type (`INT32`, `INT64`) set for a metric by `measurement.metric` or `metric`, or None."""
-    name = types.get(f"{measurement}.{metric}") or types.get(metric)
+    """As `value_type`, where that is an integer's (`INT32`, `INT64`), else None."""
+    name = value_type(types, measurement, metric)
     return name if name in INTEGER_TYPES else None
 
 

@@ -59,6 +59,8 @@ class Batch(Struct):
     part: Part
     letters: list[Letter]
     device_of_letter: list[str]
+    #: How many of its readings are of reserved measurements.
+    own: int = 0
     #: What came of it: the parts that are stored, how many letters there were, and what failed on the way.
     stored: list[Part] = []
     dead: int = 0
@@ -88,18 +90,25 @@ class Former:
         records: list[Record] = []
         batch = Batch(pieces, Part((), (), Prepared(None, 0, {})), [], [])
         read = wire.read
-        skipped = 0
+        stage, open_topic = self._options.stage, self._options.open_topic
+        skipped = own = 0
         for number, record in enumerate(chain.from_iterable(map(_records, pieces))):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             headers = record.headers
-            if headers and headers[0][0] == HEADER_TARGET and target_of(headers) != self._options.stage:
+            if headers and headers[0][0] == HEADER_TARGET and target_of(headers) != stage:
                 skipped += 1
                 continue
+            value = record.value
+            if value is None and record.topic != open_topic:
+                skipped += 1  # a tombstone: compaction lets go of a key, and what is stored of it stays
+                continue
             try:
-                reading = read(record.value)
-                if reading.measurement in RESERVED and record.topic == self._options.open_topic:
-                    raise RejectedError("reserved", f"measurement {reading.measurement} is iotflow's own")
+                reading = read(value)
+                if reading.measurement in RESERVED:
+                    if record.topic == open_topic:
+                        raise RejectedError("reserved", f"measurement {reading.measurement} is iotflow's own")
+                    own += 1
                 readings.append(reading)
             except Exception as error:  # noqa: BLE001  no record may stop the others, whatever is in it
                 why = error.rejected if isinstance(error, RejectedError) else Rejected("wire", named(error))
@@ -108,6 +117,7 @@ class Former:
                 records.append(record)
         if skipped:
             self._telemetry.skipped(skipped)
+        batch.own = own
         batch.part = self.form(batch, readings, records)
         return batch
 

@@ -21,7 +21,7 @@ class Letters(Protocol):
 
 
 class Books(Protocol):
-    """Who keeps account of what was stored."""
+    """Who keeps account of what was stored of devices' readings; iotflow's own are not told of."""
 
     async def saved(self, flush: Flush, readings: Sequence[Reading]) -> None:
         """Return when it is on record; the batch is acknowledged only then."""
@@ -64,7 +64,7 @@ class Telemetry(Protocol):
         """So many readings became durable this long after the time that they are of."""
 
     def skipped(self, records: int) -> None:
-        """Records were acknowledged that are meant for another stage."""
+        """Records were acknowledged that are meant for another stage, or that let go of a key (tombstones)."""
 
     def failed(self, kind: str) -> None:
         """A write or probe failed."""

@@ -9,13 +9,13 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from schemas import wire
-from schemas.reading import Reading
+from schemas.reading import RESERVED
 from schemas.record import Record
 from schemas.saved import Flush
 from sinks.base import Fatal, FencedError, PartialWriteError, Progress, Reject, Retry, Sink, Verdict
@@ -509,16 +509,18 @@ class Delivery:
         for part in batch.stored:
             step = max(1, -(-len(part.readings) // _SAMPLES))
             for index in range(0, len(part.readings), step):
-                age = now_ms / 1000.0 - part.readings[index].time.timestamp()
+                reading = part.readings[index]
+                if reading.measurement in RESERVED:
+                    continue  # a window's time is its start: how old it is says nothing about what is late
+                age = now_ms / 1000.0 - reading.time.timestamp()
                 self.telemetry.fresh(max(0.0, age), min(step, len(part.readings) - index))
 
     async def _acknowledge(self, stored: asyncio.Queue[Batch]) -> None:
         """Acknowledge batches, each when it is in the books."""
         while True:
             batch = await stored.get()
-            readings = [reading for part in batch.stored for reading in part.readings]
-            if self.books is not None and readings:
-                await self.books.saved(self._flush_of(batch, readings), readings)
+            if self.books is not None:
+                await self._book(self.books, batch)
             for piece in batch.pieces:
                 chunk = piece.chunk
                 chunk.unsettled -= piece.stop - piece.start
@@ -527,11 +529,22 @@ class Delivery:
             self.failing, self._faults = "", 0
             self._settled.set()
 
-    def _flush_of(self, batch: Batch, readings: Sequence[Reading]) -> Flush:
-        return Flush(
+    @staticmethod
+    async def _book(books: Books, batch: Batch) -> None:
+        """Put what devices said into the books, and nothing of iotflow's own, the books among it."""
+        readings = [reading for part in batch.stored for reading in part.readings]
+        records = [record for part in batch.stored for record in part.records]
+        rows = sum(part.prepared.rows for part in batch.stored)
+        if batch.own:
+            both = [pair for pair in zip(readings, records, strict=True) if pair[0].measurement not in RESERVED]
+            rows = max(0, rows - (len(readings) - len(both)))  # a row each
+            readings, records = [reading for reading, _ in both], [record for _, record in both]
+        if not readings:
+            return
+        flush = Flush(
             readings=len(readings),
-            rows=sum(part.prepared.rows for part in batch.stored),
-            size_bytes=sum(len(record.value or b"") for part in batch.stored for record in part.records),
+            rows=rows,
+            size_bytes=sum(len(record.value or b"") for record in records),
             dead=batch.dead,
             failures=batch.failures,
             error=batch.error,
@@ -540,6 +553,7 @@ class Delivery:
             started_ms=batch.started_ms,
             seconds=batch.finished - batch.started,
         )
+        await books.saved(flush, readings)
 
     # -- when the destination is away --------------------------------------------------------------------------------
 

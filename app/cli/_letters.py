@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
+from app.cli._terminal import show, table_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from rich.table import Table
 
     from app.deadletters import Done, Shown, Verdict
     from schemas.letterstate import Entry, Plan, Skip, Stats
@@ -71,24 +71,6 @@ def counted(number: int, what: str = "letter") -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1_000_000)  # where no terminal folds lines, nothing does
-    console.print(what, highlight=False)
-
-
 def print_list(shown: Iterable[tuple[Entry, str]]) -> None:
     """A table of letters with their errors."""
     from rich.text import Text
@@ -96,12 +78,12 @@ def print_list(shown: Iterable[tuple[Entry, str]]) -> None:
     from schemas.letterstate import shown_device
     from schemas.redacted import text
 
-    table = _table("letter", "state", "failed", "attempt", "device", "reason", "error")
+    table = table_of("letter", "state", "failed", "attempt", "device", "reason", "error")
     for entry, error in shown:
         failed, device = time_of(entry.failed_ms) or "", shown_device(entry.device)
         row = (entry.id, entry.state, failed, str(entry.attempt), device, entry.reason)
         table.add_row(*(Text(safe(cell)) for cell in (*row, text(error))))
-    _print(table)
+    show(table)
 
 
 def print_stats(found: Stats, by: Sequence[str], top: int) -> None:
@@ -113,16 +95,16 @@ def print_stats(found: Stats, by: Sequence[str], top: int) -> None:
         return
     click.echo(f"refused from {time_of(found.oldest_ms)} to {time_of(found.newest_ms)}")
     if by:
-        table = _table("letters", *by)
+        table = table_of("letters", *by)
         for values, number in found.together[:top]:
             table.add_row(*(Text(safe(cell)) for cell in (f"{number:,}", *values)))
-        _print(table)
+        show(table)
         return
-    table = _table("", "", "letters")
+    table = table_of("", "", "letters")
     for name, counts in found.counts.items():
         for place, (value, number) in enumerate(counts.items()):
             table.add_row(*(Text(safe(cell)) for cell in ("" if place else name, value, f"{number:,}")))
-    _print(table)
+    show(table)
 
 
 def replay_object(
@@ -225,11 +207,11 @@ def print_letter(found: Shown, verdict: Verdict | str | None) -> None:
     """The same for people."""
     from rich.text import Text
 
-    table = _table("", "")
+    table = table_of("", "")
     table.show_header = False
     for name, value in _rows(found):
         table.add_row(Text(name, style="bold"), Text(safe(value)))
-    _print(table)
+    show(table)
     click.echo()
     payload = _payload(found)
     if payload is None:

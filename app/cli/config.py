@@ -42,17 +42,22 @@ def check(env: Mapping[str, str] | None, *, as_json: bool) -> None:
 
 
 def _unusable(settings: "Settings") -> list[str]:
-    """What would keep decode from starting or a schema from being made, of which the settings do not know themselves.
+    """What would keep a stage from starting or a schema from being made, of which the settings do not know themselves.
 
     A sink's settings say what of their files cannot be used where they have a method `unusable`, a line each.
     """
-    from app import registry, stages
+    from app import registry, rules, stages
     from schemas.datapoints import RegistryError
+    from schemas.rules import RulesError
 
     problems = []
     try:
         registry.from_file(settings.registry_file)
     except RegistryError as error:
+        problems += error.problems
+    try:
+        problems += rules.unwatched(rules.from_file(settings.rules).rules, settings.analysis.windows)
+    except RulesError as error:
         problems += error.problems
     try:
         stages.schema_source(settings)

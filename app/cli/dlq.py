@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 import sys
-from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,11 +12,12 @@ import click
 
 from app.cli import _letters
 from app.cli._kafka import with_kafka
+from app.cli._terminal import bar, on_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from app.deadletters import Done, Progress, Shown, Verdict
+    from app.deadletters import Done, Shown, Verdict
     from app.settings import Settings
     from schemas.letterstate import Entry, Filter, Index, Plan
 
@@ -270,8 +268,8 @@ def replay(  # noqa: PLR0913  one for each option
             return index, plan, None
         if not yes:
             _confirm(f"Send {_letters.counted(plan.letters)} again?", plan.letters)
-        with _bar("sent again", as_json=as_json) as on_sent:
-            done = await deadletters.replay(settings, plan, rate=rate, by=_who(), stop=_on_signal(), on_sent=on_sent)
+        with bar("sent again", as_json=as_json) as on_sent:
+            done = await deadletters.replay(settings, plan, rate=rate, by=_who(), stop=on_signal(), on_sent=on_sent)
         return index, plan, done
 
     index, plan, done = with_kafka(run)
@@ -308,7 +306,7 @@ def drop(ids: Sequence[str], *, dry_run: bool, yes: bool, as_json: bool, **optio
         if found and not dry_run:
             if not yes:
                 _confirm(f"Drop {_letters.counted(len(found))}?", len(found))
-            with _bar("dropped", as_json=as_json) as on_sent:
+            with bar("dropped", as_json=as_json) as on_sent:
                 await deadletters.drop(settings, found, by=_who(), on_sent=on_sent)
         return index, len(found)
 
@@ -339,7 +337,7 @@ def _filter(ids: Sequence[str], options: Mapping[str, Any]) -> Filter:
 async def _index(settings: Settings, *, as_json: bool) -> Index:
     from app import deadletters
 
-    with _bar("read", as_json=as_json) as on_read:
+    with bar("read", as_json=as_json) as on_read:
         index = await deadletters.index(settings, on_read)
     if index.strange:
         strange = _letters.counted(index.strange, "record")
@@ -376,39 +374,6 @@ def _who() -> str:
 def _confirm(question: str, count: int) -> None:
     if count > _MANY and sys.stdin.isatty():
         click.confirm(question, abort=True, err=True)
-
-
-def _on_signal() -> asyncio.Event:
-    """Set by the first interruption, after which what has been begun is finished; the second ends it at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def first() -> None:
-        stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-        click.echo("finishing what was begun; once more to stop at once", err=True)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, first)
-    return stop
-
-
-@contextmanager
-def _bar(what: str, *, as_json: bool) -> Iterator[Progress | None]:
-    """A progress bar on stderr, where somebody looks at it."""
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with ExitStack() as stack:
-        bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-        task = bar.add_task(what, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 async def _verdict(settings: Settings, found: Shown) -> Verdict | str:

@@ -7,9 +7,11 @@ import click
 
 
 @click.command()
-@click.option("--stage", "only", multiple=True, help="Only this stage; may be repeated.  [default: decode and STORES]")
+@click.option(
+    "--stage", "only", multiple=True, help="Only this stage; may be repeated.  [default: decode, analyze and STORES]"
+)
 def command(only: tuple[str, ...]) -> None:
-    """Run decode and the stores of STORES on this machine, one process each, until Ctrl-C or SIGTERM.
+    """Run decode, analyze and the stores of STORES on this machine, one process each, until Ctrl-C or SIGTERM.
 
     A process that dies is started again, with back-off. All are stopped cleanly at the end.
     """

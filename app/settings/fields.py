@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 
-from schemas import dialects
+from schemas import dialects, duration
 
 VALUE_TYPES: Final = ("INT32", "INT64", "FLOAT", "DOUBLE")
 
@@ -143,6 +144,32 @@ def _ranges(value: Any) -> Any:
     return ranges
 
 
+def _windows(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise ValueError("must name a window: 1m,5m,1h,1d")
+    shorter = None
+    for name in names:
+        span = duration.parse(name)
+        if shorter is not None and (span <= duration.parse(shorter) or span % duration.parse(shorter)):
+            raise ValueError(f"window {name} is no multiple of {shorter}, the one before it")
+        shorter = name
+    if timedelta(days=1) % duration.parse(names[-1]):
+        raise ValueError(f"a day is no multiple of the window {names[-1]}")
+    return names
+
+
+def _lateness(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    late = _unique(_pairs(value, "=", "WINDOW=SPAN"))
+    for span in (*late, *late.values()):
+        duration.parse(span)
+    return late
+
+
 def parse_levels(text: str) -> tuple[str, dict[str, str]]:
     """The overall level and each module's own; raises `ValueError` naming what is neither."""
     root, modules = "INFO", dict[str, str]()
@@ -187,6 +214,8 @@ Name = Annotated[str, AfterValidator(_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
 RawTopics = Annotated[dict[str, str], BeforeValidator(raw_topics)]
 Ranges = Annotated[dict[str, dict[str, tuple[float, float]]], BeforeValidator(_ranges)]
+Windows = Annotated[tuple[str, ...], BeforeValidator(_windows)]
+Lateness = Annotated[dict[str, str], BeforeValidator(_lateness)]
 Stores = Annotated[tuple[str, ...], BeforeValidator(_stores)]
 ValueTypes = Annotated[dict[str, str], BeforeValidator(_value_types)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]

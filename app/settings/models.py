@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.settings.fields import (
     MECHANISMS,
     Address,
+    Lateness,
     LogLevel,
     Mechanism,
     Name,
@@ -32,6 +33,7 @@ from app.settings.fields import (
     Stores,
     TokenUrl,
     ValueTypes,
+    Windows,
     parse_levels,
     setting,
 )
@@ -149,6 +151,28 @@ class Topics(Part):
     saved: Name = setting(
         "datalake.sensorDataSaved", "IOTFLOW_SAVED_TOPIC", text="an event for each batch that was stored"
     )
+    aggregates: Name = setting("iotflow.aggregates", "IOTFLOW_AGGREGATES_TOPIC", text="closed windows")
+    alarms: Name = setting("iotflow.alarms", "IOTFLOW_ALARMS_TOPIC", text="the state of each alarm")
+    anomalies: Name = setting(
+        "datalake.sensorDataAnomalyDetected",
+        "IOTFLOW_ANOMALIES_TOPIC",
+        text="an event for each anomalous value, at once",
+    )
+    warnings: Name = setting(
+        "controlTower.warningAlertIssued", "IOTFLOW_WARNINGS_TOPIC", text="alarms of severity WARN, where escalated"
+    )
+    emergencies: Name = setting(
+        "controlTower.emergencyAlertIssued",
+        "IOTFLOW_EMERGENCIES_TOPIC",
+        text="alarms of severity EMERGENCY, where escalated",
+    )
+    latest: Name = setting("iotflow.latest", "IOTFLOW_LATEST_TOPIC", text="the last values of each device")
+    rules: Name = setting("iotflow.rules", "IOTFLOW_RULES_TOPIC", text="the rules' own topic")
+    late: Name = setting("iotflow.late", "IOTFLOW_LATE_TOPIC", text="readings that came too late for their windows")
+    quality: Name = setting("iotflow.quality", "IOTFLOW_QUALITY_TOPIC", text="what is wrong with devices' data")
+    quarantine: Name = setting(
+        "iotflow.quarantine", "IOTFLOW_QUARANTINE_TOPIC", text="readings of devices that are over their budget"
+    )
     partitions: int = setting(
         4, "IOTFLOW_PARTITIONS", text="partitions of a topic that iotflow creates; never changed after", ge=1, le=10_000
     )
@@ -174,6 +198,16 @@ class Topics(Part):
             ("status", "the stages' status"),
             ("storage_metadata", "the bookkeeping"),
             ("saved", "what was stored"),
+            ("aggregates", "closed windows"),
+            ("alarms", "alarms"),
+            ("anomalies", "anomalies"),
+            ("warnings", "warnings"),
+            ("emergencies", "emergencies"),
+            ("latest", "the last values"),
+            ("rules", "the rules"),
+            ("late", "late readings"),
+            ("quality", "data quality"),
+            ("quarantine", "withheld readings"),
         ):
             name = getattr(self, own)
             if field := written.get(name):
@@ -207,6 +241,55 @@ class Retry(Part):
         if self.cap < self.first:
             raise ValueError(f"`cap` ({self.cap} s) must be at least `first` ({self.first} s)")
         return self
+
+
+class Analysis(Part):
+    """What the stage `analyze` does with readings' times."""
+
+    windows: Windows = setting(
+        ("1m", "5m", "1h", "1d"), "IOTFLOW_WINDOWS", text="spans that are summed up, aligned to UTC: 1m,5m,1h,1d"
+    )
+    lateness: Lateness = setting(
+        {"1m": "10m", "5m": "30m", "1h": "6h", "1d": "2d"},
+        "IOTFLOW_LATENESS",
+        text="how long after its end a window is still corrected: WINDOW=SPAN,…; ten times the window where not said",
+    )
+    grace: float = setting(
+        2.0, "IOTFLOW_WINDOW_GRACE", text="so far behind its device's newest a reading is in time", unit="s", ge=0
+    )
+    idle: float = setting(
+        60.0, "IOTFLOW_IDLE", text="after this silence a device's windows close by the clock", unit="s", gt=0
+    )
+    skew: float = setting(
+        300.0, "IOTFLOW_FUTURE_SKEW", text="a device's clock may be ahead by so much", unit="s", ge=0, le=86_400
+    )
+    checkpoint: float = setting(
+        5.0, "IOTFLOW_CHECKPOINT", text="time between checkpoints of the tables", unit="s", gt=0, le=600
+    )
+    replay_after: float = setting(
+        3600.0, "IOTFLOW_REPLAY_AFTER", text="readings older than this page nobody", unit="s", gt=0
+    )
+    replay: bool = setting(False, "IOTFLOW_REPLAY", text="page nobody at all: everything read is a replay")
+    escalate: bool = setting(False, "IOTFLOW_ESCALATE", text="send new alarms to the control tower's topics too")
+
+
+class Budget(Part):
+    """What one device may send before it counts as noisy."""
+
+    mode: Literal["off", "report", "quarantine"] = setting(
+        "report", "IOTFLOW_BUDGET", text="what is done with devices that are over their budget: off, report, quarantine"
+    )
+    rate: float = setting(100.0, "IOTFLOW_BUDGET_RATE", text="readings of a device", unit="readings/s", gt=0)
+    burst: int = setting(1000, "IOTFLOW_BUDGET_BURST", text="so many more at once", unit="readings", ge=1)
+    series: int = setting(
+        2000, "IOTFLOW_BUDGET_SERIES", text="different metrics of a device, by channel", unit="series", ge=1
+    )
+    devices: int = setting(
+        100_000, "IOTFLOW_BUDGET_DEVICES", text="devices whose budget is kept in mind", unit="devices", ge=1
+    )
+    release: float = setting(
+        60.0, "IOTFLOW_BUDGET_RELEASE", text="within its budget for so long, a device is released", unit="s", ge=0
+    )
 
 
 class SchemaRegistry(Part):
@@ -249,6 +332,8 @@ class Settings(BaseSettings):
         "topics": Topics,
         "ceiling": Ceiling,
         "retry": Retry,
+        "analysis": Analysis,
+        "budget": Budget,
         "schema_registry": SchemaRegistry,
     }
 
@@ -316,10 +401,17 @@ class Settings(BaseSettings):
     registry_file: FilePath | None = setting(
         None, "IOTFLOW_REGISTRY", text="YAML file of data points; what their topic says wins over it"
     )
+    rules: str = setting(
+        "fire",
+        "IOTFLOW_RULES",
+        text="a profile of rules (fire, display, fraction, none) or a YAML file; their topic wins",
+    )
     kafka: Kafka = Kafka()
     topics: Topics = Topics()
     ceiling: Ceiling = Ceiling()
     retry: Retry = Retry()
+    analysis: Analysis = Analysis()
+    budget: Budget = Budget()
     schema_registry: SchemaRegistry = SchemaRegistry()
     sinks: dict[str, SerializeAsAny[SinkSettings]] = {}
     # Behind `sinks`, which its default is made from.

@@ -11,7 +11,7 @@ from weakref import ref
 from msgspec.structs import replace
 
 from schemas.reading import EXACT_INTEGER, Reading
-from sinks.base import out_of_type, unfit, without_nulls
+from sinks.base import out_of_type, unfit, value_type, without_nulls
 from sinks.iotdb.rpc import BOOLEAN, DOUBLE, FLOAT, FORMAT, INT32, INT64, LENGTH, TEXT
 from sinks.meta import META, meta_text
 
@@ -226,8 +226,8 @@ class Rows:
         return _Plan(columns_of(nodes, kinds), metrics, floats)
 
     def _kind(self, measurement: str, metric: str, kind: type) -> int:
-        name = self._types.get(f"{measurement}.{metric}") or self._types.get(metric) or ""
-        return _BY_NAME.get(name, _BY_CLASS[kind])
+        name = value_type(self._types, measurement, metric)
+        return _BY_CLASS[kind] if name is None else _BY_NAME.get(name, _BY_CLASS[kind])
 
 
 def _check(metric: str, value: Any, kind: int) -> None:

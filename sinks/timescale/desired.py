@@ -1,7 +1,7 @@
 """What a database should have, by the settings: tables, hypertables, continuous aggregates. Views: see `views`.
 
-Readings, and the windows that iotflow computes of them, are hypertables. Alarms, bookkeeping and offsets are plain
-tables: their rows are few, and are changed for as long as they matter.
+Readings, the windows that iotflow computes of them and what it finds wrong with them are hypertables. Alarms,
+bookkeeping and offsets are plain tables: their rows are few, and are changed for as long as they matter.
 
 An hourly continuous aggregate is made of each table of readings, a daily one of each hourly one, so that daily figures
 outlive the hourly, and those the readings. Wide tables have one over the numbers among their declared columns; when
@@ -23,7 +23,7 @@ from sinks.timescale.tables import NAME_BYTES, NARROW, VERSIONS, Table, wide
 from sinks.timescale.views import SUFFIXES
 
 #: Goes up with every change of what is made here.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
@@ -91,16 +91,27 @@ def desired(settings: Settings, types: Mapping[str, str], server: Server, interv
     if server.timescale is None:
         return plain
     readings = [narrow, *(table for table in own if table.name in settings.wide)]
-    windows = [table for table in own if table.name == "aggregates"]
-    raw, daily = days(settings.retention_days), days(settings.retention_daily_days)
+    kept = retention(settings)
     compress = days(settings.compress_after_days) if server.policies else None
-    series = [_series(table, interval, compress, raw if server.policies else None) for table in readings]
-    series += [_series(table, interval, compress, daily if server.policies else None) for table in windows]
+    series = [
+        _series(table, interval, compress, days(kept[table.name]) if server.policies else None)
+        for table in (narrow, *own)
+        if table.name in kept
+    ]
     if not server.policies:
         return replace(plain, series=series)
     return replace(
         plain, series=series, tiers=_tiers(settings), rolled={table.name: _rolled(table) for table in readings}
     )
+
+
+def retention(settings: Settings) -> dict[str, int]:
+    """The tables whose rows are let go of with time, each with the days that it keeps them; 0 is for ever."""
+    return {
+        **dict.fromkeys((NARROW.name, *settings.wide), settings.retention_days),
+        "aggregates": settings.retention_daily_days,
+        "quality": settings.retention_days,
+    }
 
 
 def days(number: int) -> timedelta | None:

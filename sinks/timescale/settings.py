@@ -93,7 +93,10 @@ class Settings(SinkSettings):
         description="days after which a chunk is compressed, 0 for never; readings that come later than that cost more",
     )
     retention_days: int = Field(
-        0, ge=0, le=36_500, description="days that readings are kept, 0 for ever (the documents say 30 or 90)"
+        0,
+        ge=0,
+        le=36_500,
+        description="days that readings (and `quality`) are kept, 0 for ever (the documents say 30 or 90)",
     )
     retention_hourly_days: int = Field(0, ge=0, le=36_500, description="days that hourly figures are kept, 0 for ever")
     retention_daily_days: int = Field(

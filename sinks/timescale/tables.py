@@ -1,8 +1,8 @@
 """The tables: one model that the DDL, its comparison with a live database, the COPY and the upsert are made from.
 
 Every reading goes to one table. Narrow is `iot_measurements`, a row for each value; wide is a table for a measurement,
-a row for each reading and a column for each metric. Aggregates, alarms and the bookkeeping are readings too, of the
-reserved measurements, whose wide tables have their columns from the start.
+a row for each reading and a column for each metric. Aggregates, alarms, what is wrong with data and the bookkeeping are
+readings too, of the reserved measurements, whose wide tables have their columns from the start.
 """
 
 from collections.abc import Mapping
@@ -165,9 +165,12 @@ _DIGITS: Final = 16
 NAME_BYTES: Final = 63
 
 _NUMBERS: Final = ("mean", "min", "max", "stddev", "sum", "first", "last", "p50", "p95", "p99")
-#: What wide tables of the reserved measurements hold. Of an aggregate the channel is CHANNEL|METRIC|WINDOW and the time
-#: its window's start; of an alarm it is CHANNEL|METRIC|RULE and the time when it was raised; of the bookkeeping the
-#: device is the store, the channel the worker, and the time the interval's start.
+#: What wide tables of the reserved measurements hold. The channel names the series and what is said of it, joined by
+#: `schemas.names`: of an aggregate it is MEASUREMENT|CHANNEL|METRIC|WINDOW and the time its window's start; of an alarm
+#: MEASUREMENT|CHANNEL|METRIC|RULE and the time when it was raised; of what is wrong with data
+#: KIND|MEASUREMENT|CHANNEL|METRIC and the time when it was so. Of the bookkeeping the device is the store, the channel
+#: the worker, and the time the interval's start. Other times are texts of ISO 8601 in UTC, with microseconds and `Z`.
+#: A null never takes a stored value away, here as in every store: a text that no longer holds becomes ''.
 RESERVED: Final[Mapping[str, Mapping[str, Kind]]] = {
     "aggregates": {
         "measurement": "text",
@@ -185,6 +188,14 @@ RESERVED: Final[Mapping[str, Mapping[str, Kind]]] = {
         **dict.fromkeys(("updated_at", "acknowledged_at", "acknowledged_by", "resolved_at"), "text"),
         "rule_version": "bigint",
         "replayed": "boolean",
+        **dict.fromkeys(("kind", "label"), "text"),
+        **dict.fromkeys(("score", "expected_low", "expected_high"), "double precision"),
+        "detector_version": "bigint",
+        **dict.fromkeys(("facility_id", "measured_at"), "text"),
+    },
+    "quality": {
+        **dict.fromkeys(("kind", "measurement", "metric", "message", "facility_id"), "text"),
+        "count": "bigint",
     },
     "storage_metadata": {
         **dict.fromkeys(("batch_id", "storage_type", "storage_path", "flush_type"), "text"),

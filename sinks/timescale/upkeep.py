@@ -7,6 +7,7 @@ from typing import Any, Final
 import asyncpg
 
 from sinks.timescale.catalog import Server, read_server
+from sinks.timescale.desired import retention
 from sinks.timescale.layout import LayoutError
 from sinks.timescale.schema import connected
 from sinks.timescale.settings import Settings
@@ -41,8 +42,7 @@ async def maintain(settings: Settings, types: Mapping[str, str] | None = None) -
     `PIECE` rows, each for itself, so that it can be broken off at any time and holds nobody up. Raises what the sink's
     classify knows.
     """
-    kept = dict.fromkeys((NARROW.name, *settings.wide), settings.retention_days)
-    kept["aggregates"] = settings.retention_daily_days
+    kept = retention(settings)
     async with connected(settings) as connection:
         server = await read_server(connection)
         if not any(kept.values()) or not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
@@ -94,10 +94,9 @@ async def compress(settings: Settings, older_than: timedelta) -> list[str]:
         if server.extension is None or not server.policies:
             raise LayoutError(" ".join(server.notes) or "the extension is not there yet: run iotflow schema apply")
         await connection.execute("SELECT set_config('search_path', $1, false)", server.search_path)
-        names = [NARROW.name, *settings.wide, "aggregates"]
         return [
             await _compress(connection, row, server)
-            for row in await connection.fetch(_CHUNKS, server.schema, names, older_than)
+            for row in await connection.fetch(_CHUNKS, server.schema, list(retention(settings)), older_than)
         ]
 
 

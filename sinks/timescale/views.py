@@ -9,8 +9,9 @@ documents; `iot_hourly_stats` and `iot_daily_stats` have the mean, least, greate
 `recent_activity`, `compression_stats` and `uncompressed_chunks` are for the operator.
 
 No view is made of another, so that each can be made anew by itself. A wide table's metrics are read off its rows, so a
-column that is added later is in `measurements` at once. What the reserved measurements hold (aggregates, alarms,
-bookkeeping) is nothing that a device said, and in their own tables only.
+column that is added later is in `measurements` at once. What the reserved measurements hold (aggregates, alarms, what
+is wrong with data, bookkeeping) is nothing that a device said, and in their own tables only; of the alarms `alert` has
+the times as times.
 """
 
 import re
@@ -32,6 +33,8 @@ _TELEMETRY: Final = ("temperature", "humidity", "battery")
 _FIRE: Final = ("temperature", "humidity", "smoke_density", "co_level", "gas_level")
 #: The documents' kinds of alert, by metric.
 _ALERTS: Final = {"temperature": "HEAT", "smoke_density": "SMOKE", "co_level": "CO", "gas_level": "GAS"}
+#: A time as iotflow's own texts have it.
+_ISO: Final = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d([.]\d+)?Z$"
 _SORTED: Final = ' COLLATE "default"'
 #: The columns that are read off the channel of a row `s`, sorting as the narrow table's own.
 _ADDRESS: Final = ", ".join(
@@ -68,7 +71,7 @@ def views(server: Server, wide: Sequence[str], rollups: Mapping[str, Sequence[st
         View("alert", _alert(), ["alarms"]),
         View("recent_activity", _recent(everything), needs),
         *(View(name, sql, needs) for name, sql in stats.items()),
-        *_chunks(server, [NARROW.name, *wide, "aggregates"]),
+        *_chunks(server, [NARROW.name, *wide, "aggregates", "quality"]),
     ]
 
 
@@ -147,12 +150,21 @@ def _alert() -> str:
     kinds = " ".join(f"WHEN '{metric}' THEN '{kind}'" for metric, kind in _ALERTS.items())
     return (
         "SELECT s.alarm_id AS alert_id, s.device_id AS equipment_id, "  # noqa: S608
-        "s.meta->'tags'->>'facility_id' AS facility_id, "
-        f"s.meta->'tags'->>'location' AS equipment_location, CASE s.metric {kinds} ELSE 'CUSTOM' END AS alert_type, "
-        "s.severity, CASE s.state WHEN 'open' THEN 'ACTIVE' ELSE upper(s.state) END AS status, s.metric, s.value, "
-        "s.threshold, s.message, s.ts AS measured_at, s.created_at AS ingested_at, s.acknowledged_at, s.resolved_at "
+        "coalesce(nullif(s.facility_id, ''), s.meta->'tags'->>'facility_id') AS facility_id, "
+        "s.meta->'tags'->>'location' AS equipment_location, "
+        f"coalesce(nullif(s.kind, ''), CASE s.metric {kinds} ELSE 'CUSTOM' END) AS alert_type, "
+        "s.severity, upper(s.state) AS status, s.metric, s.value, s.threshold, s.message, "
+        f"coalesce({_instant('measured_at')}, s.ts) AS measured_at, s.created_at AS ingested_at, "
+        f"{_instant('acknowledged_at')} AS acknowledged_at, {_instant('resolved_at')} AS resolved_at, "
+        f"s.ts AS created_at, {_instant('updated_at')} AS updated_at, "
+        "nullif(s.acknowledged_by, '') AS acknowledged_by, nullif(s.label, '') AS label, s.unit, s.rule, s.replayed "
         "FROM alarms s"
     )
+
+
+def _instant(column: str) -> str:
+    """A column of texts as times; a text that has not the form of one is none."""
+    return f"CASE WHEN s.{column} ~ '{_ISO}' THEN s.{column}::timestamptz END"
 
 
 def _recent(everything: str) -> str:

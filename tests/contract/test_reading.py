@@ -546,7 +546,7 @@ def aggregate(revision: int, **values: Value) -> Reading:
             "p99": 29.875,
             **values,
         },
-        channel="sensor-mode/1/3|temperature|1h",
+        channel="telemetry|sensor-mode/1/3|temperature|1h",
         units={"mean": "°C"},
     )
 
@@ -570,7 +570,7 @@ ALARM = Reading(
         "rule_version": 3,
         "replayed": False,
     },
-    channel="|temperature|too hot: 'kitchen'",
+    channel="telemetry||temperature|too hot: 'kitchen'",
     tags={"facility_id": "f1"},
 )
 BOOKKEEPING = Reading(

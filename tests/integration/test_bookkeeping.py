@@ -13,7 +13,7 @@ from app.produce import BatchProducer
 from app.settings import Settings, load
 from schemas import wire
 from schemas.reading import Reading
-from schemas.saved import STORAGE_METADATA, Flush
+from schemas.saved import Flush
 from tests.lab.apps import own_topics, unique
 
 AT = datetime(2025, 10, 5, 12, 34, 56, tzinfo=UTC)
@@ -26,11 +26,11 @@ class Bench:
     def __init__(self, settings: Settings, producer: BatchProducer) -> None:
         self.settings = settings
         self.now_ms = 100 * MINUTE
-        self.books = Books(settings, "timescale", "here", producer, keeps=True, now_ms=lambda: self.now_ms)
+        self.books = Books(settings, "timescale", "here", producer, now_ms=lambda: self.now_ms)
 
-    async def store(self, *devices: str, measurement: str = "fire") -> None:
+    async def store(self, *devices: str) -> None:
         """What delivery does when a batch is stored."""
-        readings = [Reading(measurement, device, AT, {"temperature": 1.0}) for device in devices]
+        readings = [Reading("fire", device, AT, {"temperature": 1.0}) for device in devices]
         flush = Flush(len(readings), len(readings), 10, 0, 0, "", AT, AT, self.now_ms, 0.5)
         await self.books.saved(flush, readings)
 
@@ -99,15 +99,3 @@ async def test_events_may_be_of_readings_or_off(kafka_servers: str) -> None:
         assert await made.events() == []
         await made.books.close()
         assert len(await made.sums()) == 1
-
-
-async def test_the_books_do_not_book_themselves(kafka_servers: str) -> None:
-    """Or there would be a sum for each interval for ever."""
-    async with bench(kafka_servers) as made:
-        await made.store("timescale", measurement=STORAGE_METADATA)
-        await made.books.close()
-        assert await made.events() == await made.sums() == []
-        metadata, other = (Reading(name, "d", AT, {"x": 1.0}) for name in (STORAGE_METADATA, "fire"))
-        flush = Flush(2, 4, 10, 0, 0, "", AT, AT, made.now_ms, 0.5)
-        await made.books.saved(flush, [metadata, other])
-        assert [(event["record_count"], event["row_count"]) for event in await made.events()] == [(1, 3)]

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from app import check
 from app.cli.check import command
 from app.ledger import Good, Ledger
-from schemas.reading import Reading
+from schemas.reading import RESERVED, Reading
 from sinks.base import Selection
 from tests.lab.stores import StoreLab
 
@@ -51,6 +51,16 @@ async def test_what_a_column_refuses_by_now_is_missing_with_the_reason(timescale
 
     assert (found.expected, found.missing, found.different, found.unexpected) == (2, 1, 1, 0)
     assert "refuses as it is now (type_conflict: humidity is a number" in found.examples[-1]
+
+
+async def test_what_iotflow_finds_is_no_second_row(timescale: Any, ledger: Path) -> None:
+    await stored(timescale)
+    async with timescale.opened() as sink:
+        own = [Reading(name, "dev", SENT[1].time, {"count": 1}, "telemetry|c|x|1m") for name in sorted(RESERVED)]
+        await sink.write(sink.prepare(own).payload)
+        assert (await check.store(sink, ledger)).unexpected == 0
+        await sink.write(sink.prepare([Reading("telemetry", "dev", SENT[1].time, {"humidity": 1.0})]).payload)
+        assert (await check.store(sink, ledger)).unexpected == 1
 
 
 def test_one_store_that_is_away_hides_nothing_of_another(

@@ -21,7 +21,7 @@ from app.settings import Settings, load
 from deploy.local.kafka import Kafka
 from schemas import control
 from schemas.control import Answer, NotMineError, RefusedError, Reply, Request, Standing, Status
-from tests.lab.apps import unique, until
+from tests.lab.apps import own_topics, unique, until
 from tests.lab.pipeline import PATH, ROOT
 
 STAGE = "store-timescale"
@@ -68,15 +68,7 @@ class Place:
         self.env = {
             "PATH": PATH,
             "KAFKA_BOOTSTRAP_SERVERS": servers,
-            "KAFKA_RAW_TOPICS": f"{name}-raw:telemetry",
-            "KAFKA_INPUT_TOPIC": f"{name}-in",
-            "IOTFLOW_DEAD_LETTER_TOPIC": f"{name}-dead",
-            "IOTFLOW_DEAD_LETTER_STATE_TOPIC": f"{name}-dead-state",
-            "IOTFLOW_REGISTRY_TOPIC": f"{name}-registry",
-            "IOTFLOW_CONTROL_TOPIC": f"{name}-control",
-            "IOTFLOW_STATUS_TOPIC": f"{name}-status",
-            "IOTFLOW_STORAGE_METADATA_TOPIC": f"{name}-metadata",
-            "IOTFLOW_SAVED_TOPIC": f"{name}-saved",
+            **own_topics(name),
             "STORES": "timescale",
             "COLUMNS": "300",
         }

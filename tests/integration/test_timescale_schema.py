@@ -13,6 +13,8 @@ from schemas.reading import Reading
 from sinks import timescale as store
 from sinks.base import Fatal
 from sinks.timescale import Settings, TimescaleSink, apply_schema, drift, maintain, plan_schema
+from sinks.timescale.desired import SCHEMA_VERSION
+from sinks.timescale.layout import LayoutError
 from sinks.timescale.tables import SCHEMA_LOCK
 from tests.lab.stores import StoreLab
 
@@ -61,7 +63,7 @@ async def test_a_plan_after_apply_is_empty_twice_in_a_row(timescale: StoreLab, c
         assert (await plan_schema(settings)).changes == []
         assert (await apply_schema(settings)).changes == []
         assert (await drift(settings)).changes == []
-    assert await connection.fetchval("SELECT version FROM iotflow_schema") == 1
+    assert await connection.fetchval("SELECT version FROM iotflow_schema") == SCHEMA_VERSION
 
 
 async def test_several_at_once_make_one_schema(timescale: StoreLab) -> None:
@@ -114,6 +116,36 @@ async def test_what_somebody_has_changed_is_found_and_mended(timescale: StoreLab
     assert {change.what: change.action for change in (await apply_schema(settings)).changes} == mended
     assert await said(settings) == left
     assert (await plan_schema(settings)).changes == []
+
+
+async def test_a_database_of_the_first_version_gets_what_is_new(timescale: StoreLab, connection: Any) -> None:
+    """Its alarms stay; a worker that comes before it was brought up to date says what to do."""
+    settings = settings_of(timescale)
+    await apply_schema(settings)
+    await write(settings, [Reading("alarms", "d", NOW, {"alarm_id": "1", "state": "ACTIVE"}, "m||x|r")])
+    new = ("kind", "label", "score", "expected_low", "expected_high", "detector_version", "facility_id", "measured_at")
+    await connection.execute(f"""
+        DROP VIEW alert;
+        ALTER TABLE alarms {", ".join(f"DROP COLUMN {name}" for name in new)};
+        CREATE VIEW alert AS SELECT alarm_id AS alert_id, device_id AS equipment_id, upper(state) AS status FROM alarms;
+        DROP TABLE quality;
+        UPDATE iotflow_schema SET version = 1;
+    """)
+    await connection.execute("COMMENT ON VIEW alert IS 'iotflow 0123456789abcdef 0123456789abcdef0123456789abcdef'")
+    sink = TimescaleSink(settings)
+    with pytest.raises(LayoutError, match="the table quality is missing: run iotflow schema apply"):
+        await sink.open()
+    wanted = {
+        **{f"column alarms.{name}": "create" for name in new},
+        "table quality": "create",
+        "view alert": "change",
+        "schema version": "change",
+    }
+    assert await said(settings) == wanted
+    assert {change.what: change.action for change in (await apply_schema(settings)).changes} == wanted
+    assert await said(settings) == {}
+    row = await connection.fetchrow("SELECT * FROM alert")
+    assert (row["alert_id"], row["status"], row["alert_type"]) == ("1", "ACTIVE", "CUSTOM")
 
 
 async def test_a_view_that_somebody_has_redefined_is_put_right(timescale: StoreLab, connection: Any) -> None:
@@ -345,6 +377,7 @@ async def test_old_rows_are_deleted_in_pieces_and_no_others(
         assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 270
     await write(settings, [Reading("aggregates", "e", NOW - timedelta(days=301), {"mean": 1.0})])
     await write(settings, [Reading("alarms", "e", NOW - timedelta(days=4000), {"rule": "r"})])
+    await write(settings, [Reading("quality", "e", NOW - timedelta(days=days), {"kind": "nulls"}) for days in (29, 31)])
     await connection.execute("""
         CREATE TABLE seen (table_name text, rows bigint);
         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -357,6 +390,7 @@ async def test_old_rows_are_deleted_in_pieces_and_no_others(
         "iot_measurements: 250 rows older than 30 d deleted",
         "telemetry: 250 rows older than 30 d deleted",
         "aggregates: 1 rows older than 300 d deleted",
+        "quality: 1 rows older than 30 d deleted",
     ]
     assert await connection.fetch("SELECT rows FROM seen WHERE rows > 0") == [(100,), (100,), (50,)]
     for table, left in (("iot_measurements", 20), ("telemetry", 20), ("aggregates", 270), ("alarms", 1)):
@@ -470,8 +504,17 @@ async def test_the_other_documents_shapes(timescale: StoreLab, connection: Any) 
                 "alarms",
                 "EQ001",
                 NOW,
-                {"alarm_id": "1", "metric": "smoke_density", "severity": "EMERGENCY", "state": "open", "value": 600.0},
-                "|smoke_density|high",
+                {
+                    "alarm_id": "1",
+                    "metric": "smoke_density",
+                    "severity": "EMERGENCY",
+                    "state": "ACTIVE",
+                    "value": 600.0,
+                    "measured_at": (NOW + timedelta(seconds=1)).isoformat().replace("+00:00", "Z"),
+                    "updated_at": "2025-02-29 or so",
+                    "acknowledged_at": "",
+                },
+                "fire||smoke_density|high",
                 tags={"facility_id": "FAC001"},
             ),
         ],
@@ -483,6 +526,14 @@ async def test_the_other_documents_shapes(timescale: StoreLab, connection: Any) 
     assert (row["measured_at"], row["temperature"]) == (NOW, None)
     row = await connection.fetchrow("SELECT * FROM alert WHERE status = 'ACTIVE'")
     assert (row["equipment_id"], row["alert_type"], row["severity"]) == ("EQ001", "SMOKE", "EMERGENCY")
+    assert (row["facility_id"], row["label"], row["acknowledged_by"]) == ("FAC001", None, None)
+    assert (row["measured_at"], row["created_at"]) == (NOW + timedelta(seconds=1), NOW)
+    assert [row[f"{what}_at"] for what in ("updated", "acknowledged", "resolved")] == [None] * 3
+    resolved = {"kind": "CUSTOM", "facility_id": "F2", "state": "RESOLVED", "resolved_at": "2025-10-05T12:40:00.5Z"}
+    await write(settings, [Reading("alarms", "EQ001", NOW, {**resolved}, "fire||smoke_density|high")])
+    row = await connection.fetchrow("SELECT * FROM alert")
+    assert (row["status"], row["alert_type"], row["facility_id"]) == ("RESOLVED", "CUSTOM", "F2")
+    assert row["resolved_at"] == datetime(2025, 10, 5, 12, 40, 0, 500_000, tzinfo=UTC)
     assert await connection.fetchval("SELECT count(*) FROM measurements WHERE measurement = 'alarms'") == 0
 
 

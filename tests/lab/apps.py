@@ -31,7 +31,10 @@ def unique(name: str) -> str:
 
 def own_topics(name: str, dialect: str = "telemetry") -> dict[str, str]:
     """The variables of topics that no other test has."""
-    own = ("DEAD_LETTER", "DEAD_LETTER_STATE", "REGISTRY", "CONTROL", "STATUS", "STORAGE_METADATA", "SAVED")
+    own = (
+        *("DEAD_LETTER", "DEAD_LETTER_STATE", "REGISTRY", "RULES", "CONTROL", "STATUS", "STORAGE_METADATA", "SAVED"),
+        *("AGGREGATES", "ALARMS", "ANOMALIES", "WARNINGS", "EMERGENCIES", "LATEST", "LATE", "QUALITY", "QUARANTINE"),
+    )
     return {
         "KAFKA_RAW_TOPICS": f"{name}-raw:{dialect}",
         "KAFKA_INPUT_TOPIC": f"{name}-decoded",

@@ -312,7 +312,7 @@ class Bench:
         self.clock = Clock()
         self.faults: list[BaseException] = []
         self.jitter = 1.0  # the whole of a back-off
-        defaults: dict[str, Any] = {"stage": "store-fake", "version": "1", "batch_size": 10}
+        defaults: dict[str, Any] = {"stage": "store-fake", "version": "1", "batch_size": 10, "open_topic": "decoded"}
         self.delivery = Delivery(
             self.sink,
             Options(**defaults | options),

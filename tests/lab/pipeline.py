@@ -22,6 +22,8 @@ from tests.lab.apps import own_topics, unique, until
 
 #: Below the ports of outgoing connections; another test session on this machine looks elsewhere.
 _PORTS = 20_000 + os.getpid() % 40 * 100
+#: Ports of workers that may not listen yet, of all pipelines.
+_TAKEN: set[int] = set()
 ROOT = Path(__file__).parents[2]
 PATH = os.environ["PATH"]  # noqa: TID251  what a child process needs to run at all
 
@@ -102,7 +104,6 @@ class Pipeline:
         }
         self.settings: Settings = load(self.env)
         self.processes: list[Process] = []
-        self._ports: set[int] = set()
         self._stores = bool(stores)
 
     async def __aenter__(self) -> "Pipeline":
@@ -117,13 +118,14 @@ class Pipeline:
             if process.process.returncode is None:
                 process.process.kill()
                 await process.process.wait()
+            _TAKEN.discard(process.port)
             if kind is not None:
                 sys.stderr.write(f"--- {process.stage} {process.port}\n{process.log[-6000:]}\n")
 
     @property
     def stages(self) -> list[str]:
-        """Decode and the stores'."""
-        return stages.names(self.settings)
+        """Decode and the stores'; whoever wants analyze starts it."""
+        return [name for name in stages.names(self.settings) if name != stages.ANALYZE]
 
     @property
     def storing(self) -> list[str]:
@@ -135,13 +137,15 @@ class Pipeline:
         names = self.stages if names is None else names
         return dict(zip(names, await asyncio.gather(*(self.started(name) for name in names)), strict=True))
 
-    async def start(self, stage: str, **more: str) -> Process:
-        """Start a worker; does not wait for it to be ready."""
-        port = choose(_PORTS, self._ports)
-        self._ports.add(port)
+    async def start(self, stage: str, command: Sequence[str] = (), **more: str) -> Process:
+        """Start a worker, or what stands in for one; does not wait for it to be ready."""
+        port = choose(_PORTS, _TAKEN)
+        _TAKEN.add(port)
         env = {**self.env, "IOTFLOW_STAGE": stage, "IOTFLOW_WEB_PORT": str(port), **more}
         with (self.folder / f"{stage}-{port}.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(*worker_command(), cwd=ROOT, env=env, stdout=log, stderr=log)
+            process = await asyncio.create_subprocess_exec(
+                *(command or worker_command()), cwd=ROOT, env=env, stdout=log, stderr=log
+            )
         started = Process(self, stage, port, process)
         self.processes.append(started)
         return started

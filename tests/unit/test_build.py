@@ -7,6 +7,7 @@ import pytest
 
 from app.build import app_options, build, transport_limits
 from app.settings import load
+from app.stages import reads
 from app.transport import Consumer, Transport
 
 ENV: Mapping[str, str] = {"KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9093", "CHANNEL_SIZE": "1234"}
@@ -49,6 +50,23 @@ def test_fetches_shrink_with_the_partitions_but_take_the_largest_record() -> Non
         app_options("decode", load({**ENV, "IOTFLOW_MAX_MESSAGE_BYTES": "9MiB"}))["consumer_max_fetch_size"]
         == 9 * 2**20
     )
+
+
+def test_fetches_shrink_with_all_topics_of_a_stage() -> None:
+    """A store reads more topics than readings'; a stage that is none is refused."""
+    env = {**ENV, "IOTFLOW_MAX_MESSAGE_BYTES": "2000", "IOTFLOW_PARTITIONS": "8", "KAFKA_RAW_TOPICS": "a:fire,b:fire"}
+    settings = load(env)
+    sizes = {name: app_options(name, settings)["consumer_max_fetch_size"] for name in ("decode", "store-influxdb")}
+    assert reads("store-influxdb", settings) == [
+        "decoded_iot_data",
+        "iotflow.aggregates",
+        "iotflow.alarms",
+        "iotflow.quality",
+    ]
+    assert reads("store-timescale", settings)[4:] == ["iotflow.storage_metadata"]
+    assert sizes == {"decode": 2**24 // 16, "store-influxdb": 2**24 // 32}
+    with pytest.raises(ValueError, match="no stage is called"):
+        reads("store-nothing", settings)
 
 
 def test_the_transport_is_found_by_its_url_and_gets_its_limits() -> None:

@@ -46,7 +46,7 @@ def test_one_stage_or_all(action: str, arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("action", ["flush", "stop", "resume"])
-@pytest.mark.parametrize("stage", ["store-timescail", "analyze", "ingest-mqtt", "api"])
+@pytest.mark.parametrize("stage", ["store-timescail", "analyse", "ingest-mqtt", "api"])
 def test_a_stage_that_is_none_is_told_which_there_are(action: str, stage: str) -> None:
     """One that only has a port set aside for it cannot be started either."""
     done = run(action, stage)

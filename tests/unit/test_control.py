@@ -32,7 +32,13 @@ def as_json(found: Any, **changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "asked", [request(), request(action="delete", stage="*", device="dö/ 1"), request(seconds=86_400.0)]
+    "asked",
+    [
+        request(),
+        request(action="delete", stage="*", device="dö/ 1"),
+        request(action="resolve", stage="analyze", alarm="dö/ 1||t|r"),
+        request(seconds=86_400.0),
+    ],
 )
 def test_a_request_is_read_as_it_was_written(asked: Request) -> None:
     value = control.encode(asked)
@@ -50,6 +56,7 @@ def test_a_request_has_the_documented_members() -> None:
         "expires_at": "2026-01-02T03:05:05Z",
         "by": "me@here",
         "device": None,
+        "alarm": None,
     }
 
 
@@ -66,6 +73,9 @@ def test_a_request_has_the_documented_members() -> None:
         ({"action": "delete"}, "a device is named to delete it"),
         ({"action": "delete", "device": ""}, "a device is named to delete it"),
         ({"device": "d"}, "for nothing else"),
+        ({"action": "acknowledge"}, "an alarm is named to acknowledge or resolve it"),
+        ({"action": "resolve", "alarm": ""}, "an alarm is named to acknowledge or resolve it"),
+        ({"alarm": "d||t|r"}, "an alarm is named to acknowledge or resolve it, and for nothing else"),
         ({"by": 1}, "Expected `str`"),
         ({"by": "x" * 20_000}, "bytes, more than"),
     ],
@@ -135,6 +145,10 @@ def test_whom_a_request_concerns() -> None:
     assert not control.concerns("stop", "store-x", "decode")
     assert control.concerns("delete", control.EVERY, "store-x")
     assert not control.concerns("delete", control.EVERY, "decode")
+    for action in ("acknowledge", "resolve"):
+        assert control.concerns(action, "analyze", "analyze")
+        assert control.concerns(action, control.EVERY, "analyze")
+        assert not control.concerns(action, control.EVERY, "store-x")
 
 
 def reply(worker: str, stage: str = "store-x", why: str = "", *, ok: bool = True, mine: bool = True) -> Reply:
@@ -167,6 +181,16 @@ def test_in_each_store_one_must_have_deleted() -> None:
     assert control.problems("delete", done[:2], stages)[0].startswith("store-y: no live worker;")
     # Who failed is named, and that is enough.
     assert control.problems("delete", [*done[:2], reply("c", "store-y", ok=False)], stages) == ["c: said by c"]
+
+
+@pytest.mark.parametrize("action", ["acknowledge", "resolve"])
+def test_of_the_workers_that_have_alarms_one_must_have_done_it(action: control.Action) -> None:
+    others = reply("a", "analyze", mine=False)
+    assert control.problems(action, [others, reply("b", "analyze")], ["analyze"]) == []
+    (said,) = control.problems(action, [others], ["analyze"])
+    assert said.startswith("analyze: no live worker has the device's partition")
+    (said,) = control.problems(action, [], ["analyze"])
+    assert "start one with iotflow worker analyze" in said
 
 
 def test_what_is_wrong_with_workers_is_named() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.decode import Forwarder, decode
-from schemas import inputs
+from schemas import inputs, wire
+from schemas.budget import Budget, Limits
 from schemas.confluent import Schemas
 from schemas.deadletter import Letter
 from schemas.decoding import Decoder, Item
@@ -56,6 +57,8 @@ class Producer:
 
     def __init__(self) -> None:
         self.logs: dict[int, list[Item]] = {}
+        #: What went to the topics beside the decoded one.
+        self.others: dict[str, dict[int, list[Item]]] = {}
         self.acknowledged: list[Item] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -67,20 +70,19 @@ class Producer:
 
     async def send(self, topic: str, partitions: Mapping[int, list[Item]]) -> Sequence[Sent]:
         """Queue batches, one partition after the other."""
-        assert topic == "decoded"
+        logs = self.logs if topic == "decoded" else self.others.setdefault(topic, {})
         sent = []
         for partition, items in partitions.items():
             await asyncio.sleep(self.queueing.pop(0) if self.queueing else 0.0)
             if self.fails is not None:
                 raise self.fails
-            self.logs.setdefault(partition, []).extend(items)
+            logs.setdefault(partition, []).extend(items)
             sent.append(Sent(self, partition, items, self.taking.pop(0) if self.taking else 0.0))
         return sent
 
     async def partitions(self, topic: str) -> int:
         """How many there really are."""
-        assert topic == "decoded"
-        return PARTITIONS
+        return {"decoded": PARTITIONS, "quality": 3, "quarantine": 5}[topic]
 
 
 class Letters:
@@ -110,6 +112,7 @@ class Telemetry:
         self.flags: dict[tuple[str, str], int] = {}
         self.ceilings: list[bool] = []
         self.stops: list[bool] = []
+        self.budgets: list[tuple[dict[str, int], int, int]] = []
 
     def decoded(self, records: int, readings: int, rejected: int) -> None:
         """Keep."""
@@ -123,6 +126,10 @@ class Telemetry:
     def flagged(self, dialect: str, flag: str, readings: int) -> None:
         """Count."""
         self.flags[dialect, flag] = self.flags.get((dialect, flag), 0) + readings
+
+    def over_budget(self, by_excess: Mapping[str, int], withheld: int, devices: int) -> None:
+        """Keep."""
+        self.budgets.append((dict(by_excess), withheld, devices))
 
     def ceiling(self, tripped: bool) -> None:  # noqa: FBT001  a gauge's value
         """Keep."""
@@ -186,7 +193,9 @@ class Registry:
 class Bench:
     """A forwarder with everything around it."""
 
-    def __init__(self, ceiling: Ceiling | None = None, registry: "Registry | None" = None) -> None:
+    def __init__(
+        self, ceiling: Ceiling | None = None, registry: "Registry | None" = None, budget: Budget | None = None
+    ) -> None:
         self.producer = Producer()
         self.letters = Letters()
         self.telemetry = Telemetry()
@@ -198,6 +207,7 @@ class Bench:
             version="1",
             max_message_bytes=10_000,
             schemas=registry.schemas if registry else None,
+            budget=budget,
         )
         self.forwarder = Forwarder(
             decoder,
@@ -208,6 +218,8 @@ class Bench:
             self.faults.append,
             ceiling=ceiling,
             fetch=registry.fetch if registry else None,
+            quality="quality",
+            quarantine="quarantine",
         )
         self.frame = b""
         self.put_in: list[Held] = []
@@ -741,3 +753,61 @@ async def test_the_agent_forwards_its_generation_and_lets_go_of_others() -> None
     await asyncio.sleep(1)
     assert acked == [2, 2]
     assert stream.app.consumer.discarded == [events[0].message]
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_what_is_over_budget_is_safe_in_the_quarantine_before_its_chunk_is_acknowledged() -> None:
+    """And so is the report of it; both stand in their devices' partitions, of which each topic has its own number."""
+    bench = Bench(budget=Budget(Limits(burst=2), withholds=True))
+    await bench.forwarder.start(bench.producer)
+    bench.producer.gate.clear()
+    held = await bench.put("a", "a", "a", "b", "a")
+    await asyncio.sleep(1)
+    assert bench.acked == []
+    bench.producer.gate.set()
+    await asyncio.sleep(1)
+    assert bench.acked == [held]
+    withheld = bench.producer.others["quarantine"]
+    assert list(withheld) == [partition_of("a", 5)]
+    assert [dict(item.headers)["iotflow-src"] for item in withheld[partition_of("a", 5)]] == [
+        b"raw/0/2/0",
+        b"raw/0/4/0",
+    ]
+    ((partition, (event,)),) = bench.producer.others["quality"].items()
+    assert (partition, event.key, event.headers) == (partition_of("a", 3), b"a", [])
+    assert wire.read(event.value).values["kind"] == "over_budget"
+    assert sum(map(len, bench.producer.logs.values())) == 3
+    assert bench.telemetry.chunks == [(5, 3, 0)]
+    assert bench.telemetry.budgets == [({"rate": 2}, 2, 1)]
+
+
+@virtual
+@pytest.mark.parametrize("mode", ["report", "off"])
+async def test_nothing_is_held_back_by_default(mode: str) -> None:
+    """A noisy device is only reported; without a budget it is not even that."""
+    bench = Bench(budget=Budget(Limits(burst=2)) if mode == "report" else None)
+    await bench.forwarder.start(bench.producer)
+    held = await bench.put("a", "a", "a", "b", "a")
+    await asyncio.sleep(1)
+    assert bench.acked == [held]
+    assert sum(map(len, bench.producer.logs.values())) == 5
+    assert set(bench.producer.others) == ({"quality"} if mode == "report" else set())
+    assert bench.telemetry.budgets == ([({"rate": 2}, 0, 1)] if mode == "report" else [])
+
+
+@virtual
+@pytest.mark.parametrize("taking", [[0.0, 3.0], [0.0, 0.0, 3.0]])
+async def test_a_chunk_waits_for_whichever_topic_is_slowest(taking: list[float]) -> None:
+    """Decoded, quarantine, quality: all of it is acknowledged."""
+    bench = Bench(budget=Budget(Limits(burst=1), withholds=True))
+    await bench.forwarder.start(bench.producer)
+    bench.producer.taking = taking
+    held = await bench.put("a", "a")
+    await asyncio.sleep(2)
+    assert bench.acked == []
+    await asyncio.sleep(2)
+    assert bench.acked == [held]
+    assert len(bench.producer.acknowledged) == 3

@@ -17,7 +17,7 @@ from app.telemetry import CATALOGUE, Histogram, Telemetry, quantile
 from sinks.contracts import Breaker
 from sinks.contracts import Telemetry as Told
 
-STAGES = {"decode": "", "store-timescale": "timescale"}
+STAGES = {"decode": "", "store-timescale": "timescale", "analyze": ""}
 DOCUMENTED = {
     "ingestor_messages_total": "counter",
     "ingestor_valid_messages_total": "counter",
@@ -157,6 +157,17 @@ def test_what_decode_tells(records: int, readings: int, rejected: int, valid: in
     assert telemetry.value(t.READINGS, "decoded") == readings
     telemetry.flagged("fire", "clamped", 3)
     assert telemetry.value(t.FLAGS, "fire", "clamped") == 3
+
+
+def test_what_budgets_tell() -> None:
+    telemetry = Telemetry("decode")
+    assert sample(telemetry, "iotflow_over_budget_total", stage="decode", reason="series") == 0
+    telemetry.over_budget({"rate": 5, "series": 1}, 6, 2)
+    telemetry.over_budget({"rate": 1}, 0, 1)
+    assert sample(telemetry, "iotflow_over_budget_total", stage="decode", reason="rate") == 6
+    assert sample(telemetry, "iotflow_over_budget_total", stage="decode", reason="series") == 1
+    assert sample(telemetry, "iotflow_readings_total", stage="decode", outcome="quarantined") == 6
+    assert sample(telemetry, "iotflow_noisy_devices", stage="decode") == 1
 
 
 @pytest.mark.parametrize("stale", [True, False])

@@ -218,6 +218,8 @@ def test_policies_follow_the_settings() -> None:
         "compression policy of telemetry": "after 7 d",
         "retention policy of aggregates": "after 365 d",
         "compression policy of aggregates": "after 7 d",
+        "retention policy of quality": "after 30 d",
+        "compression policy of quality": "after 7 d",
         # it must not go back to where the readings have been forgotten
         "refresh policy of iot_measurements_hourly": "goes back to the beginning -> 30 d, every 30 min",
         "refresh policy of telemetry_hourly": "goes back to the beginning -> 30 d, every 30 min",
@@ -233,7 +235,7 @@ def test_figures_are_not_refreshed_where_their_readings_may_be_gone() -> None:
     short = Settings(wide=("telemetry",), retention_days=30)
     live = live_of(settings=short)
     longer = steps_of(live, Settings(wide=("telemetry",), retention_days=90))
-    assert set(longer) == {"retention policy of iot_measurements", "retention policy of telemetry"}
+    assert set(longer) == {f"retention policy of {name}" for name in ("iot_measurements", "telemetry", "quality")}
     assert short_refreshes(wanted_of(), live) == ["iot_measurements_hourly", "telemetry_hourly"]
     order = list(steps_of(live, Settings(wide=("telemetry",), retention_days=7)))
     assert order.index("refresh policy of telemetry_hourly") < order.index("retention policy of telemetry")

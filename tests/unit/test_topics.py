@@ -39,13 +39,19 @@ def test_every_topic_of_the_settings_is_wanted() -> None:
         partitions=6,
         max_message_bytes=2_000_000,
     )
-    found = {topic.name: topic for topic in wanted(Settings(topics=topics))}
-    broadcast = {"registry", "control", "status"}
-    assert set(found) == {"a", "b", "in", "out", "dead", "state", "metadata", "saved", *broadcast}
+    found = {topic.name: topic for topic in wanted(Settings(topics=topics, app_prefix="p"))}
+    broadcast = {"registry", "control", "status", "iotflow.rules"}
+    tables = {f"p-analyze-{table}-changelog" for table in ("state", "windows", "histograms")}
+    kept = {"iotflow.alarms", "iotflow.latest"}
+    passing = {"iotflow.aggregates", "iotflow.late", "iotflow.quality", "iotflow.quarantine"}
+    events = {"datalake.sensorDataAnomalyDetected"}
+    events |= {"controlTower.warningAlertIssued", "controlTower.emergencyAlertIssued"}
+    own = {"a", "b", "in", "out", "dead", "state", "metadata", "saved"}
+    assert set(found) == {*own, *broadcast, *tables, *kept, *passing, *events}
     # What every process reads whole has one partition: what is said of two keys has one order then.
     assert {topic.partitions for name, topic in found.items() if name in broadcast} == {1}
     assert {topic.partitions for name, topic in found.items() if name not in broadcast} == {6}
-    assert {name for name, topic in found.items() if topic.keyed} == {"in", "out"}
+    assert {name for name, topic in found.items() if topic.keyed} == {"in", "out", *tables, *kept, *passing}
     week = {"cleanup.policy": "delete", "retention.ms": str(7 * DAY_MS), "max.message.bytes": "2000000"}
     assert all(found[name].config == week for name in ("a", "b", "in", "out"))
     # A letter is the record it is about, and its headers.
@@ -58,7 +64,7 @@ def test_every_topic_of_the_settings_is_wanted() -> None:
         "segment.ms": "600000",
         "max.message.bytes": "2000000",
     }
-    assert all(found[name].config == compacted for name in ("registry", "status", "state"))
+    assert all(found[name].config == compacted for name in ("registry", "status", "state", *kept))
     # Its newest word on an interval, for a month.
     assert found["metadata"].config == {
         **compacted,

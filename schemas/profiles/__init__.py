@@ -1,0 +1,1 @@
+"""The rules that come with iotflow: a YAML file for each profile."""

@@ -1,0 +1,585 @@
+"""The stage `analyze` as one pure machine for each partition: records in, what is to be said and kept out.
+
+Each reading is folded once: past the rules that watch its metrics, into its channel's open base window, and into the
+channel's last values. When a base window closes, rules and detectors see what it comes to. What a reading itself gives
+rise to (`fold` returns it) is said at once. What follows from closed windows is said when the state that it follows
+from is kept: a `Snapshot` has both, in that order.
+
+Nothing here knows of Kafka or of a clock. A record that was folded before is known by its position, and one that decode
+has sent again by that of its raw record, so that whatever is delivered again changes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
+
+from msgspec import Struct
+
+from schemas import alarm, dialects, wire
+from schemas.alarm import subject_of
+from schemas.partition import partition_of
+from schemas.reading import RESERVED, Reading, RejectedError, Value
+from schemas.record import Record
+from tables import alarms, channel, output, windows
+from tables.alarms import Policy
+from tables.channel import Channel, Deep
+from tables.detectors import RUN, Memory, trim
+from tables.judge import ON_READING, Circumstances, Judge, Load
+from tables.output import HOUR, Change, Output, closed_window, deferred, numbers, report, window_key
+from tables.rules import Book
+from tables.windows import Block, Closed, Moments, Roll, Window
+
+#: Base windows of a channel that are open at once: what is further ahead is of no window.
+_OPEN: Final = 64
+#: Metrics of a channel that are watched: its state must fit in a message.
+METRICS: Final = 256
+#: More sensors than this without a value are worth an event, as S4 has it.
+_MISSING: Final = 3
+#: So many bytes of a series' log of updates are kept in the state before its histograms are stored anew.
+_LOG_BYTES: Final = 240
+_MS: Final = 1000
+_DAY: Final = 24 * HOUR
+_NEVER: Final = 1 << 62
+_SOURCED: Final = 3
+_NUMBERS: Final = frozenset({float, int})
+
+
+class Config(Struct, frozen=True):
+    """How readings are analysed; spans are microseconds.
+
+    `sizes` from the smallest window to the largest, each a multiple of the one before and corrected at least as long.
+    """
+
+    sizes: tuple[Window, ...]
+    partitions: int
+    grace: int = 2_000_000
+    idle: int = 60_000_000
+    skew: int = 300_000_000
+    replay_after: int = HOUR
+    replay: bool = False
+    escalate: bool = False
+    policy: Policy = Policy()
+
+
+class Rules(Protocol):
+    """The rules in force."""
+
+    @property
+    def book(self) -> Book:
+        """Compiled: another one after each change."""
+
+
+class Partition:
+    """The channels of one partition. `load` reads an entry of a table beside the state: `windows`, `histograms`."""
+
+    def __init__(self, number: int, config: Config, rules: Rules, load: Load) -> None:
+        self.number = number
+        self.config = config
+        #: What became of readings since this was last emptied.
+        self.tally: Counter[str] = Counter()
+        self._rules = rules
+        self._judge = Judge(rules.book, config.policy, load, escalate=config.escalate)
+        self._load = load
+        self._base = config.sizes[0]
+        self._channels: dict[tuple[str, str, str], Channel] = {}
+        self._touched: dict[Channel, None] = {}
+        self._gone: list[Change] = []
+        self._now = 0
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    # -- restoring and keeping -----------------------------------------------------------------------------------------
+
+    def restore(self, key: bytes, value: bytes) -> None:
+        """Take over an entry of the table `state`. Raises `ValueError` for one of a later release."""
+        found = channel.restore(key, value, self.config.sizes)
+        self._channels[found.measurement, found.device_id, found.name] = found
+        if found.pending or found.latest_due or found.opened().windows.loose:
+            self._touch(found)
+        else:
+            found.shut()
+
+    def rewind(self, end: int) -> int:
+        """See to it that no record is taken for folded because of a topic that ended beyond `end`, where it ends now.
+
+        How many channels had been further: their topic was made anew.
+        """
+        ahead = [each for each in self._channels.values() if each.position >= end]
+        for each in ahead:
+            each.position = -1
+            self._touch(each)
+        return len(ahead)
+
+    @property
+    def dirty(self) -> int:
+        """How many channels have changed since the last snapshot."""
+        return len(self._touched)
+
+    def snapshot(self, generation: int) -> "Snapshot":
+        """What is to be kept and said now; `generation` is the consumer group's."""
+        touched, self._touched = list(self._touched), {}
+        found = Snapshot([], [], self._gone)
+        self._gone = []
+        for each in touched:
+            each.touched = False
+            self._keep(each, generation, found)
+        return found
+
+    def _keep(self, each: Channel, generation: int, found: "Snapshot") -> None:
+        kept = _Kept(each, len(each.pending), [], [], each.seen_ms)
+        found.outputs += output.pending(each)
+        if each.deep is not None:
+            for closed in each.deep.windows.loose:
+                size = self.config.sizes[closed.level]
+                found.outputs += output.aggregates(each, size, closed)
+                found.side.append(output.archived(each, size, closed))
+                kept.loose.append((closed, closed.version))
+            for (source, metric), histograms in each.histograms.items():
+                memory = each.deep.detectors[source][metric]
+                if len(memory.log) >= _LOG_BYTES:
+                    key = output.histograms_key(each, source, metric)
+                    found.side.append(Change("histograms", key, histograms.pack()))
+                    kept.logs.append((memory, histograms.n))
+        if each.latest_due and each.latest:
+            found.outputs.append(output.last_values(each))
+        found.states.append((each.key, each.pack(generation, self.config.sizes)))
+        found.kept.append(kept)
+
+    def _touch(self, each: Channel) -> None:
+        if not each.touched:
+            each.touched = True
+            self._touched[each] = None
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def fold(self, records: Sequence[Record], now_ms: int) -> list[Output]:
+        """Fold records, in order, and return what is to be said at once. Raises nothing for what is in them."""
+        said: list[Output] = []
+        self._now = now_ms * _MS
+        self._judge.book = self._rules.book
+        channels = self._channels
+        for record in records:
+            try:
+                reading = wire.read(record.value)
+            except RejectedError:
+                self.tally["unreadable"] += 1  # the stores make dead letters of them
+                continue
+            each = channels.get((reading.measurement, reading.device_id, reading.channel)) or self._met(reading)
+            if each is None:
+                self.tally["foreign"] += 1
+            elif record.offset <= each.position or _is_repeat(each, record):
+                self.tally["repeated"] += 1
+            else:
+                each.position = record.offset
+                self._reading(each, record, reading, said)
+        return said
+
+    def _met(self, reading: Reading) -> Channel | None:
+        """A channel that is new; None where its device is another partition's, or it is iotflow's own."""
+        if reading.measurement in RESERVED or not reading.device_id:
+            return None
+        if partition_of(reading.device_id, self.config.partitions) != self.number:
+            return None
+        found = Channel(reading.measurement, reading.device_id, reading.channel, self.config.sizes)
+        self._channels[reading.measurement, reading.device_id, reading.channel] = found
+        if reading.measurement in dialects.load():
+            found.expected = len(dialects.policy_of(reading.measurement).metrics)
+        return found
+
+    def _reading(self, each: Channel, record: Record, reading: Reading, said: list[Output]) -> None:
+        at = round(reading.time.timestamp() * 1e6)
+        received = record.timestamp * _MS
+        if each.book is not self._judge.book:
+            self._judge.rebook(each, max(at, each.newest), said)
+        if not each.touched:
+            self._touch(each)
+        self._count(each, record, reading, at, min(at, received + self.config.skew))
+        found = reading.values
+        if self._is_quiet(each, reading) and at <= received + self.config.skew:
+            values: Mapping[str, float] = found  # type: ignore[assignment]
+            raws: Mapping[str, float] = {}
+        else:
+            values, raws = _numbers(found), _numbers(reading.raw)
+            values = self._carefully(each, reading, values, raws, Circumstances(at, received, self._old(at)), said)
+        if values:
+            self._fold(each, record, at, values, raws, said)
+        watermark = each.newest - self.config.grace
+        if watermark > each.watermark:
+            each.watermark = watermark
+            if each.blocks and each.blocks[0].start + self._base.size <= watermark:
+                self._roll(each, watermark)
+
+    @staticmethod
+    def _is_quiet(each: Channel, reading: Reading) -> bool:
+        """Whether there is nothing to say of a reading, and nothing to doubt: nearly all are so."""
+        if each.busy or reading.raw or each.expected - len(reading.values) > _MISSING:
+            return False
+        watches, metrics = each.watches, each.metrics
+        for metric, value in reading.values.items():
+            if value.__class__ is not float or metric not in metrics:
+                return False
+            watch = watches.get(metric)
+            if watch is None or not watch.low < value < watch.high:
+                return False
+        return True
+
+    def _carefully(  # noqa: PLR0913  a reading and all that it meets
+        self,
+        each: Channel,
+        reading: Reading,
+        values: Mapping[str, float],
+        raws: Mapping[str, float],
+        found: Circumstances,
+        said: list[Output],
+    ) -> Mapping[str, float]:
+        """A reading past the rules; its numbers, less those of metrics that are too many."""
+        if not values.keys() <= each.metrics.keys():
+            values = self._admit(each, values, found.at, said)
+        if "" in each.busy:
+            self._judge.heard(each, found, said)
+        self._doubt(each, reading, values, found, said)
+        for metric, value in reading.values.items():
+            watch = each.watches.get(metric) or self._judge.watch(each, metric)
+            x: Any = raws.get(metric, value)
+            if metric in values:
+                if metric in each.busy or not watch.low < x < watch.high:
+                    self._judge.value(each, metric, watch, x, found, said)
+                if ON_READING in watch.detectors:
+                    self._judge.learn(each, metric, ON_READING, lambda _, x=x: x, found, said)  # type: ignore[misc]
+            elif value is not None and watch.reading and value.__class__ not in _NUMBERS:
+                self._judge.value(each, metric, watch, x, found, said)
+        return values
+
+    def _old(self, at: int) -> bool:
+        """Whether something of that time is old news."""
+        return self.config.replay or self._now - at > self.config.replay_after
+
+    def _admit(self, each: Channel, values: Mapping[str, float], at: int, said: list[Output]) -> Mapping[str, float]:
+        """Meet metrics that are new; without those that are more than a channel may have."""
+        for metric in values:
+            if len(each.metrics) < METRICS:
+                each.metrics[metric] = None
+        each.expected = max(each.expected, len(each.metrics))
+        if values.keys() <= each.metrics.keys():
+            return values
+        said += report(each, "crowded", at, f"more than {METRICS} metrics: the others are in no window")
+        return {metric: value for metric, value in values.items() if metric in each.metrics}
+
+    def _count(self, each: Channel, record: Record, reading: Reading, at: int, believed: int) -> None:
+        """What is known of the channel as a whole; a time that is too far ahead counts as the one that is believed."""
+        each.seen_ms = max(each.seen_ms, record.timestamp)
+        each.first_ms = each.first_ms or record.timestamp
+        each.latest_due = each.online = True
+        counts = each.counts
+        if believed >= each.newest:
+            each.newest = believed
+            each.latest = record.value or b""
+            if reading.tags != each.tags or reading.units != each.units:
+                self._describe(each, reading)
+            if believed >= counts[0] + HOUR:
+                counts[0], counts[1] = believed - believed % HOUR, 0
+                if believed >= counts[2] + _DAY:
+                    counts[2], counts[3] = believed - believed % _DAY, 0
+        if at >= counts[0]:
+            counts[1] += 1
+        if at >= counts[2]:
+            counts[3] += 1
+
+    @staticmethod
+    def _describe(each: Channel, reading: Reading) -> None:
+        """Keep what a reading says of its channel; which rules it has depends on that."""
+        if each.tags.get("facility_id") != reading.tags.get("facility_id") or reading.units != each.units:
+            each.watches = {}
+        each.tags, each.units = reading.tags, reading.units
+
+    def _doubt(
+        self, each: Channel, reading: Reading, values: Mapping[str, float], found: Circumstances, said: list[Output]
+    ) -> None:
+        """Events of quality."""
+        nulls = [metric for metric, value in reading.values.items() if value is None]
+        missing = each.expected - len(reading.values) + len(nulls)
+        if missing > _MISSING:
+            said += report(each, "missing", found.at, f"{missing} of {each.expected} sensors have no value", missing)
+        if nulls and len(values) < len(reading.values):
+            said += report(each, "nulls", found.at, f"null: {', '.join(nulls)}", len(nulls))
+        ahead = found.at - found.received
+        if ahead > self.config.skew:
+            message = f"its time is {ahead / 1e6:.0f} s ahead of when it was received"
+            said += report(each, "fast_clock", found.at, message)
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+
+    def _fold(  # noqa: PLR0913  a reading and all that it meets
+        self,
+        each: Channel,
+        record: Record,
+        at: int,
+        values: Mapping[str, float],
+        raws: Mapping[str, float],
+        said: list[Output],
+    ) -> None:
+        """Into the open base window, or into those that are closed."""
+        start = at - at % self._base.size
+        blocks = each.blocks
+        if blocks and blocks[-1].start == start:
+            block: Block | None = blocks[-1]
+        else:
+            block = next((block for block in blocks if block.start == start), None)
+        if block is None:
+            roll, deep = self._opened(each)
+            if roll.closed(0, start) or start + self._base.size + self._base.late <= each.watermark:
+                self._correct(each, record, at, values, raws, roll, said)
+                if not deep.windows.loose:
+                    each.shut()
+                return
+            if len(blocks) >= _OPEN:
+                self.tally["ahead"] += 1
+                said.append(output.late(each, record, ["ahead"]))
+                return
+            block = Block(start, [], {}, {}, {})
+            blocks.append(block)
+            blocks.sort(key=lambda other: other.start)
+            if not deep.windows.loose:
+                each.shut()
+            each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)
+        if len(windows.add(block, at - start, values, raws)) < len(values):
+            self.tally["duplicate"] += 1
+
+    def _correct(  # noqa: PLR0913  as `_fold`
+        self,
+        each: Channel,
+        record: Record,
+        at: int,
+        values: Mapping[str, float],
+        raws: Mapping[str, float],
+        roll: Roll,
+        said: list[Output],
+    ) -> None:
+        new, missed = roll.correct(at, values, raws, each.watermark)
+        self.tally["corrected" if new else "duplicate"] += 1
+        if new:
+            for metric in values:
+                self._judge.counted(each, metric, at - at % self._base.size, 1)
+        if missed:
+            self.tally["late"] += 1
+            said.append(output.late(each, record, missed))
+
+    def _opened(self, each: Channel) -> tuple[Roll, Deep]:
+        deep = each.opened()
+        sizes = self.config.sizes
+
+        def fetch(level: int, start: int) -> Closed | None:
+            packed = self._load("windows", window_key(each, sizes[level], start))
+            return None if packed is None else closed_window(packed)
+
+        return Roll(deep.windows, sizes, fetch), deep
+
+    def _roll(self, each: Channel, to: int) -> None:
+        """Close the windows that end by `to`, smallest first, and let rules and detectors see them."""
+        roll, deep = self._opened(each)
+        said: list[Output] = []
+        while each.blocks and each.blocks[0].start + self._base.size <= to:
+            block = each.blocks.pop(0)
+            self._advance(each, deep, roll, block.start, said)
+            series = roll.close(block)
+            for metric, moments in series.items():
+                self._judge.counted(each, metric, block.start, moments.count)
+            if block.start > deep.judged:
+                gap = deep.judged >= 0 and block.start - deep.judged > RUN * self._base.size
+                self._closed(each, Closed(0, block.start, block, series, {}, []), said, gap=gap)
+                deep.judged = block.start
+        self._advance(each, deep, roll, to, said)
+        for level, start in roll.prune(each.watermark):
+            self._gone.append(Change("windows", window_key(each, self.config.sizes[level], start), None))
+        each.pending += deferred(said)
+        self._touch(each)
+
+    def _advance(self, each: Channel, deep: Deep, roll: Roll, to: int, said: list[Output]) -> None:
+        known = len(deep.windows.loose)
+        roll.advance(to)
+        for closed in deep.windows.loose[known:]:
+            if closed.version == 1 and closed.block is None:
+                self._closed(each, closed, said)
+
+    def _closed(self, each: Channel, closed: Closed, said: list[Output], *, gap: bool = False) -> None:
+        """Let rules and detectors that look at windows of this size see one."""
+        size = self.config.sizes[closed.level]
+        end = closed.start + size.size
+        found = Circumstances(end, self._now, self._old(end))
+        for metric, moments in closed.series.items():
+            watch = each.watches.get(metric) or self._judge.watch(each, metric)
+            if size.name in watch.detectors:
+                value = partial(_measured, closed.block, metric, moments)
+                self._judge.learn(each, metric, size.name, value, found, said, gap=gap)
+            if size.name in watch.window:
+                self._judge.window(each, metric, size.name, numbers(moments), found, said)
+
+    # -- the clock -----------------------------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> int:
+        """When `expire` may next have something to do (µs)."""
+        return min((each.look_at for each in self._channels.values()), default=_NEVER)
+
+    def expire(self, now_ms: int) -> list[Output]:
+        """What the time does by now: silent channels' windows close, rules of silence and alarms fall due.
+
+        For a partition that is read to its end: what is silent there is silent.
+        """
+        said: list[Output] = []
+        self._now = now = now_ms * _MS
+        self._judge.book = self._rules.book
+        for each in self._channels.values():
+            if each.look_at <= now:
+                self._look(each, now, said)
+        return said
+
+    def _look(self, each: Channel, now: int, said: list[Output]) -> None:
+        if each.book is not self._judge.book:
+            self._judge.rebook(each, each.newest, said)
+        known = len(said)
+        later = self._judge.look(each, now, 0 if self.config.replay else self.config.replay_after, said)
+        idle = each.seen_ms * _MS + self.config.idle
+        each.look_at = min(later, idle if now < idle else self._idle(each, now))
+        if len(said) > known or each.pending:
+            self._touch(each)
+
+    def _idle(self, each: Channel, now: int) -> int:
+        """Close what a silent channel has open that is over; when to look again."""
+        if each.online:
+            each.online, each.latest_due = False, True
+            self._touch(each)
+        past = now - self.config.grace
+        ends = self._ends(each)
+        if ends and min(ends) <= past:
+            self._roll(each, past)
+            ends = self._ends(each)
+        return min(ends, default=_NEVER) + self.config.grace
+
+    def _ends(self, each: Channel) -> list[int]:
+        """When its open windows end."""
+        deep = each.opened()
+        ends = [block.start + self._base.size for block in each.blocks]
+        for size, upper in zip(self.config.sizes, deep.windows.uppers, strict=True):
+            if upper is not None:
+                ends.append(upper.start + size.size)
+        if not deep.windows.loose:
+            each.shut()
+        return ends
+
+    # -- people --------------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, key: str, by: str, at: int) -> list[Output]:
+        """Somebody knows of the alarm with this key (`schemas.alarm.Subject.key`). Raises `LookupError`."""
+        return self._by_hand(key, lambda held: alarms.acknowledge(held, by, at))
+
+    def resolve(self, key: str, by: str, at: int) -> list[Output]:
+        """Somebody says that an alarm is done. Raises `LookupError`."""
+        return self._by_hand(key, lambda held: alarms.resolve(held, by, at))
+
+    def _by_hand(self, key: str, change: Callable[[alarm.Alarm], alarms.Outcome]) -> list[Output]:
+        subject = subject_of(key)
+        each = self._channels.get((subject.measurement, subject.device_id, subject.channel))
+        if each is None:
+            raise LookupError(f"no alarm is known as {key}: see iotflow alarms ls --all")
+        said: list[Output] = []
+        self._judge.by_hand(each, subject, change, said)
+        self._touch(each)
+        each.look_at = 0
+        return said
+
+
+class _Kept(NamedTuple):
+    """What a snapshot has of a channel, to be let go of when it is kept and said."""
+
+    channel: Channel
+    pending: int
+    loose: list[tuple[Closed, int]]
+    logs: list[tuple[Memory, int]]
+    seen_ms: int
+
+
+class Snapshot:
+    """What is to be kept, and then said: `states`, then `outputs`, then `side`; and when all that is done, `done`."""
+
+    def __init__(self, states: list[tuple[bytes, bytes]], outputs: list[Output], side: list[Change]) -> None:
+        self.states = states
+        self.outputs = outputs
+        self.side = side
+        self.kept: list[_Kept] = []
+
+    def stored(self) -> Sequence[Change]:
+        """`side`, which may be stored now that the outputs are said."""
+        return self.side
+
+    def done(self) -> None:
+        """All of it is kept and said: what was only held for that is let go of."""
+        for each, pending, loose, logs, seen_ms in self.kept:
+            del each.pending[:pending]
+            if each.seen_ms == seen_ms and not each.touched:
+                each.latest_due = False
+            if each.deep is not None:
+                gone = {id(closed) for closed, version in loose if closed.version == version}
+                each.deep.windows.loose = [closed for closed in each.deep.windows.loose if id(closed) not in gone]
+                for memory, updates in logs:
+                    trim(memory, updates)
+                if not each.deep.windows.loose:
+                    each.shut()
+
+
+def _is_repeat(each: Channel, record: Record) -> bool:
+    """Whether decode has sent a reading before: by the place of its raw record, where that is said as decode says it.
+
+    A raw topic that was made anew begins at low offsets again, but what it holds was received later. What was sent
+    again on purpose says so in one more header, and is no repeat.
+    """
+    headers = record.headers
+    if len(headers) != _SOURCED or headers[1][0] != wire.HEADER_SRC or headers[2][0] != wire.HEADER_INGEST_MS:
+        return False
+    source, ingest = headers[1][1], headers[2][1]
+    try:
+        place, offset, index = source.rsplit(b"/", 2)  # type: ignore[union-attr]
+        at, number, received = int(offset), int(index), int(ingest)  # type: ignore[arg-type]
+    except (ValueError, AttributeError, TypeError):
+        return False
+    name = place.decode("utf-8", "replace")
+    last = each.sources.get(name)
+    if last is None:
+        each.sources[name] = [at, number, received]
+        return False
+    if (at < last[0] or (at == last[0] and number <= last[1])) and received <= last[2]:
+        return True
+    last[0], last[1], last[2] = at, number, max(last[2], received)
+    return False
+
+
+def _measured(block: Block | None, metric: str, moments: Moments, stat: str) -> float | None:
+    """What detectors look at of a window: of a base window what was measured, before it was moved into its range."""
+    if block is not None and stat == "mean":
+        return windows.raw_mean(block, metric, moments)
+    if block is not None and stat == "max":
+        return windows.raw_high(block, metric, moments)
+    return numbers(moments).get(stat)
+
+
+def _fits(value: int) -> bool:
+    """Whether a double holds something like it."""
+    return -(1 << 1000) < value < 1 << 1000
+
+
+def _numbers(values: Mapping[str, Value]) -> dict[str, float]:
+    return {
+        metric: value if value.__class__ is float else float(value)
+        for metric, value in values.items()
+        if value.__class__ is float or (value.__class__ is int and _fits(value))
+    }
+
+
+def spans(of: Mapping[str, int], late: Mapping[str, int]) -> Iterator[Window]:
+    """The sizes of windows, by name, in order; each is corrected at least as long as the one before."""
+    longest = 0
+    for name, size in of.items():
+        longest = max(longest, late.get(name, 10 * size))
+        yield Window(name, size, longest)

@@ -1,0 +1,232 @@
+"""What is kept of one channel of a device: in memory, and packed as a value of the table `state`.
+
+A value is a header of fixed size (format, generation of the group, position) and msgpack. By its header recovery knows
+which of two values is the newer. Restoring gives back what was packed, bit for bit.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from schemas.alarm import Alarm
+from schemas.names import joined, parted
+from tables import windows
+from tables.detectors import Memory
+from tables.histograms import Histograms
+from tables.rules import Watch
+from tables.windows import Block, Window, Windows
+
+#: Topic, key, value and headers of a record to be produced when the changelog has the state.
+Pending = tuple[str, bytes, bytes | None, list[tuple[str, bytes | None]]]
+
+#: A change takes two releases: first one that reads both and writes the old, then one that writes the new.
+FORMAT: Final = 1
+_HEADER: Final = struct.Struct(">BQQ")
+_LONG_AGO: Final = -(1 << 62)
+
+
+class Series(Struct, array_like=True):
+    """What is kept of one metric; of the channel as a whole, by the name ''."""
+
+    unit: str = ""
+    #: What checks remember, by rule.
+    memories: dict[str, list[Any]] = {}
+    alarms: dict[str, Alarm] = {}
+    #: What checks remember that count readings, by rule.
+    counts: dict[str, list[Any]] = {}
+    #: When it was last received, where a check asks that (µs).
+    heard: int = 0
+
+
+class Deep(Struct, array_like=True):
+    """What is needed when a window closes, and not for each reading: packed in between."""
+
+    windows: Windows
+    #: By what they look at, a window's name or `reading`, and by metric.
+    detectors: dict[str, dict[str, Memory]]
+    #: The start of the last base window that detectors and rules have seen.
+    judged: int = -1
+
+
+class _Saved(Struct, array_like=True):
+    sources: dict[str, list[int]]
+    first_ms: int
+    seen_ms: int
+    newest: int
+    watermark: int
+    blocks: list[Block]
+    deep: bytes
+    series: dict[str, Series]
+    latest: bytes
+    latest_due: bool
+    online: bool
+    counts: list[int]
+    tags: dict[str, str]
+    units: dict[str, str]
+    pending: list[Pending]
+    #: When each kind of quality event was last sent, by its hour.
+    reported: dict[str, int]
+    metrics: list[str]
+    #: The sizes of windows that it has (µs).
+    sizes: list[int]
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_saved: Final = msgspec.msgpack.Decoder(_Saved).decode
+_deep: Final = msgspec.msgpack.Decoder(Deep).decode
+
+
+def key_of(measurement: str, device_id: str, channel: str) -> bytes:
+    """A channel's key, in the table and in those beside it."""
+    return joined(device_id, measurement, channel).encode()
+
+
+class Channel:
+    """One channel. Plain attributes, since each reading needs them; `pack` and `restore` know which are kept."""
+
+    __slots__ = (
+        "blocks",
+        "book",
+        "busy",
+        "counts",
+        "deep",
+        "device_id",
+        "expected",
+        "first_ms",
+        "histograms",
+        "key",
+        "latest",
+        "latest_due",
+        "look_at",
+        "measurement",
+        "metrics",
+        "name",
+        "newest",
+        "online",
+        "packed",
+        "pending",
+        "position",
+        "reported",
+        "seen_ms",
+        "series",
+        "sources",
+        "tags",
+        "touched",
+        "units",
+        "watches",
+        "watermark",
+    )
+
+    def __init__(self, measurement: str, device_id: str, name: str, sizes: Sequence[Window]) -> None:
+        self.measurement = measurement
+        self.device_id = device_id
+        self.name = name
+        self.key = key_of(measurement, device_id, name)
+        self.position = -1
+        #: Of each partition of raw records: the highest offset, the index in it, and the latest receipt (ms).
+        self.sources: dict[str, list[int]] = {}
+        self.first_ms = self.seen_ms = 0
+        #: The newest time of its readings that is to be believed, and up to where windows are closed (µs).
+        self.newest = self.watermark = _LONG_AGO
+        self.blocks: list[Block] = []
+        self.packed = _encode(Deep(windows.empty(len(sizes)), {}))
+        self.deep: Deep | None = None
+        self.series: dict[str, Series] = {}
+        self.latest = b""
+        self.latest_due = False
+        self.online = True
+        #: The hour and the day of the newest reading (µs), each with its count.
+        self.counts = [0, 0, 0, 0]
+        self.tags: dict[str, str] = {}
+        self.units: dict[str, str] = {}
+        self.pending: list[Pending] = []
+        self.reported: dict[str, int] = {}
+        #: Metrics that had a number, in the order in which they came.
+        self.metrics: dict[str, None] = {}
+        # What follows is not packed.
+        self.watches: dict[str, Watch] = {}
+        #: Metrics of which a check or an alarm remembers something.
+        self.busy: set[str] = set()
+        self.book: Any = None
+        self.expected = 0
+        self.histograms: dict[tuple[str, str], Histograms] = {}
+        #: When the clock next matters for it (µs).
+        self.look_at = 0
+        self.touched = False
+
+    def opened(self) -> Deep:
+        """Its windows and detectors, to work on; `shut` packs them again."""
+        if self.deep is None:
+            self.deep = _deep(self.packed)
+        return self.deep
+
+    def shut(self) -> None:
+        """Pack what `opened` gave."""
+        if self.deep is not None:
+            self.packed = _encode(self.deep)
+            self.deep = None
+
+    def pack(self, generation: int, sizes: Sequence[Window]) -> bytes:
+        """Its value in the table."""
+        if self.deep is not None:
+            self.packed = _encode(self.deep)
+        saved = _Saved(
+            self.sources,
+            self.first_ms,
+            self.seen_ms,
+            self.newest,
+            self.watermark,
+            self.blocks,
+            self.packed,
+            self.series,
+            self.latest,
+            self.latest_due,
+            self.online,
+            self.counts,
+            self.tags,
+            self.units,
+            self.pending,
+            self.reported,
+            list(self.metrics),
+            [size.size for size in sizes],
+        )
+        return _HEADER.pack(FORMAT, max(0, generation), self.position + 1) + _encode(saved)
+
+    def identity(self, metric: str) -> tuple[str, str, str, str]:
+        """The identity of one of its series."""
+        return self.measurement, self.device_id, self.name, metric
+
+
+def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
+    """The channel that was packed; where other sizes are set by now, with no windows.
+
+    Raises `ValueError` for a format of a later release.
+    """
+    version, _, position = _HEADER.unpack_from(value)
+    if version != FORMAT:
+        raise ValueError(f"state of format {version}; this release reads {FORMAT}: was it written by a newer one?")
+    device_id, measurement, name = parted(key.decode())
+    saved = _saved(value[_HEADER.size :])
+    found = Channel(measurement, device_id, name, sizes)
+    found.position = position - 1
+    found.sources = saved.sources
+    found.first_ms, found.seen_ms = saved.first_ms, saved.seen_ms
+    found.newest, found.watermark = saved.newest, saved.watermark
+    if saved.sizes == [size.size for size in sizes]:
+        found.blocks, found.packed = saved.blocks, saved.deep
+    else:
+        found.packed = _encode(Deep(windows.empty(len(sizes)), _deep(saved.deep).detectors))
+    found.series = saved.series
+    found.latest, found.latest_due = saved.latest, saved.latest_due
+    found.online = saved.online
+    found.counts = saved.counts
+    found.tags = saved.tags
+    found.units = saved.units
+    found.pending = saved.pending
+    found.reported = saved.reported
+    found.metrics = dict.fromkeys(saved.metrics)
+    found.busy = {metric for metric, series in found.series.items() if series.memories or series.alarms}
+    return found

@@ -1,0 +1,96 @@
+"""Adaptive histograms of one series: how usual a symbol is, at all, after the one before it, and at its hour."""
+
+import struct
+import sys
+from array import array
+from math import log
+from typing import Final
+
+#: A value is one of this many symbols.
+BINS: Final = 16
+HOURS: Final = 24
+#: No probability is taken to be less, so that one value cannot outweigh all others.
+LEAST: Final = 1e-5
+
+_AFTER: Final = BINS
+_AT: Final = BINS + BINS * BINS
+_COUNTERS: Final = BINS + BINS * BINS + HOURS * BINS
+_MOST: Final = 0xFFFF
+_VERSION: Final = 1
+_HEAD: Final = struct.Struct("<BQ")
+
+
+class Histograms:
+    """Counters of 16 bits: 16 of symbols, 16 x 16 of symbols after a symbol, 24 x 16 of symbols in an hour of the day.
+
+    When one would overflow, all are halved (rounded down), so that what was long ago slowly counts for less. `n` is how
+    many updates there were, halved or not. Two that were given the same updates are equal, and pack to equal bytes.
+    """
+
+    __slots__ = ("_counts", "_totals", "n")
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._counts = array("H", bytes(2 * _COUNTERS))
+        self._totals = array("I", [0]) * (_COUNTERS // BINS)
+
+    def update(self, symbol: int, previous: int, hour: int) -> float:
+        """Count a symbol; how unexpected it was before that, in nats: the mean of -ln p in the three histograms.
+
+        In the one without a context p0 = (count + 1/2) / (total + BINS / 2), in the others p = (p0 + count) /
+        (total + 1), each at least `LEAST`.
+        """
+        counts, totals = self._counts, self._totals
+        after, at = _AFTER + previous * BINS + symbol, _AT + hour * BINS + symbol
+        row, hour_row = 1 + previous, 1 + BINS + hour
+        count, count_after, count_at = counts[symbol], counts[after], counts[at]
+        total, total_after, total_at = totals[0], totals[row], totals[hour_row]
+        p0 = (count + 0.5) / (total + BINS / 2)
+        p1 = (p0 + count_after) / (total_after + 1)
+        p2 = (p0 + count_at) / (total_at + 1)
+        self.n += 1
+        if count == _MOST:  # no other counter is ever greater than this one
+            self._halve()
+            self._count(symbol, after, at, row, hour_row)
+        else:
+            counts[symbol], counts[after], counts[at] = count + 1, count_after + 1, count_at + 1
+            totals[0], totals[row], totals[hour_row] = total + 1, total_after + 1, total_at + 1
+        if p0 < LEAST or p1 < LEAST or p2 < LEAST:
+            p0, p1, p2 = max(p0, LEAST), max(p1, LEAST), max(p2, LEAST)
+        return -log(p0 * p1 * p2) / 3.0
+
+    def pack(self) -> bytes:
+        """As bytes to store, about 1.3 kB."""
+        return _HEAD.pack(_VERSION, self.n) + _little(self._counts).tobytes()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Histograms":
+        """What `pack` made bytes of; raises `ValueError`."""
+        if len(packed) != _HEAD.size + 2 * _COUNTERS or packed[0] != _VERSION:
+            raise ValueError(f"these {len(packed)} bytes are no histograms of version {_VERSION}")
+        made = cls()
+        _, made.n = _HEAD.unpack_from(packed)
+        made._counts = _little(array("H", packed[_HEAD.size :]))
+        made._add_up()
+        return made
+
+    def _count(self, symbol: int, after: int, at: int, row: int, hour_row: int) -> None:
+        for place in (symbol, after, at):
+            self._counts[place] += 1
+        for place in (0, row, hour_row):
+            self._totals[place] += 1
+
+    def _halve(self) -> None:
+        self._counts = array("H", [count >> 1 for count in self._counts])
+        self._add_up()
+
+    def _add_up(self) -> None:
+        counts = self._counts
+        self._totals = array("I", [sum(counts[start : start + BINS]) for start in range(0, _COUNTERS, BINS)])
+
+
+def _little(counts: "array[int]") -> "array[int]":
+    if sys.byteorder == "big":
+        counts = counts[:]
+        counts.byteswap()
+    return counts

@@ -1,0 +1,222 @@
+"""Windows equal a recomputation from scratch, whatever the order, and whenever a process dies."""
+
+import math
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.reading import Reading
+from tests.lab.analysis import MINUTE, SIZES, START, Kept, reading, recomputed, records
+
+NUMBERS = ("count", "mean", "min", "max", "stddev", "sum", "first", "last")
+
+
+def equal(kept: Kept, readings: list[Reading]) -> None:
+    found, wanted = kept.aggregates(), recomputed(readings, SIZES)
+    assert found.keys() == wanted.keys()
+    for key, numbers in wanted.items():
+        for name in NUMBERS:
+            assert math.isclose(found[key].values[name], numbers[name], rel_tol=1e-9, abs_tol=1e-6), (key, name)
+
+
+def after(kept: Kept, partition: Any, days: float = 3) -> int:
+    """Long after all, when everything has closed by the clock: checkpoints until nothing is left to say."""
+    now = int(START.timestamp() * 1000 + days * 86_400_000)
+    partition.expire(now)
+    partition.expire(now + 86_400_000)
+    return now
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[Reading]:
+    """Readings of two devices over some hours, each at most nine minutes late, some of them twice."""
+    count = draw(st.integers(1, 60))
+    found = []
+    clock = 0.0
+    for _ in range(count):
+        clock += draw(st.sampled_from([0.0, 0.5, 1, 7, 20, 59, 61, 300, 4000]))
+        late = draw(st.sampled_from([0, 0, 0, 0, 1, 30, 100, 500]))
+        device = draw(st.sampled_from(["a", "b"]))
+        values: dict[str, Any] = {"t": draw(st.floats(-1e6, 1e6))}
+        if draw(st.booleans()):
+            values["h"] = draw(st.integers(-5, 5))
+        found.append(reading(max(0.0, clock - late), device, **values))
+    if draw(st.booleans()):
+        found += [found[draw(st.integers(0, count - 1))]]
+    return found
+
+
+def in_time(readings: list[Reading]) -> list[Reading]:
+    """Those that no window is closed to for good: at most ten minutes behind their device's newest."""
+    newest: dict[str, float] = {}
+    found = []
+    for one in readings:
+        at = one.time.timestamp()
+        newest[one.device_id] = max(newest.get(one.device_id, 0), at)
+        end = (at // 60 + 1) * 60
+        if end + 600 > newest[one.device_id] - 2:
+            found.append(one)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals(), st.data())
+def test_windows_equal_a_recomputation_wherever_a_process_dies(readings: list[Reading], data: st.DataObject) -> None:
+    readings = in_time(readings)
+    log = records(readings)
+    kept = Kept()
+    partition = kept.begin()
+    place = 0
+    for _ in range(200):
+        if place >= len(log):
+            break
+        upto = min(len(log), place + data.draw(st.integers(1, 20)))
+        partition.fold(log[place:upto], log[upto - 1].timestamp)
+        place = upto
+        match data.draw(st.sampled_from(["go on", "keep", "die", "idle"])):
+            case "keep":
+                dies = data.draw(st.sampled_from(["", "state", "outputs", "side", "ack"]))
+                if not kept.keep(partition, place, dies):
+                    partition, place = kept.begin(), kept.acknowledged
+            case "die":
+                partition, place = kept.begin(), kept.acknowledged
+            case "idle":
+                partition.expire(log[upto - 1].timestamp + data.draw(st.integers(0, 400_000)))
+    after(kept, partition)
+    kept.keep(partition, len(log))
+    equal(kept, readings)
+    assert kept.keep(partition, len(log))
+    assert partition.dirty == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrivals())
+def test_state_is_restored_bit_for_bit(readings: list[Reading]) -> None:
+    log = records(readings)
+    kept = Kept()
+    partition = kept.begin()
+    partition.fold(log, log[-1].timestamp)
+    kept.keep(partition, len(log))
+    before = dict(kept.state)
+    again = kept.begin()
+    for each in again._channels.values():
+        again._touch(each)
+    kept.keep(again, len(log))
+    assert {key: value[9:] for key, value in kept.state.items()} == {key: value[9:] for key, value in before.items()}
+
+
+def test_a_late_reading_corrects_its_windows_with_a_higher_revision() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    log = records(
+        [reading(10, t=1.0), reading(70, t=2.0), reading(200, t=3.0), reading(20, t=5.0), reading(300, t=0.0)]
+    )
+    partition.fold(log[:3], log[2].timestamp)
+    kept.keep(partition, 3)
+    first = kept.aggregates()["d", "telemetry", "", "t", "1m", str(round(START.timestamp()) * 1_000_000)]
+    assert (first.values["revision"], first.values["count"], first.values["mean"]) == (1, 1, 1.0)
+    partition.fold(log[3:], log[4].timestamp)
+    kept.keep(partition, 5)
+    again = kept.aggregates()["d", "telemetry", "", "t", "1m", str(round(START.timestamp()) * 1_000_000)]
+    assert (again.values["revision"], again.values["count"], again.values["mean"]) == (2, 2, 3.0)
+    assert not [output for output in kept.said if output.topic == "late"]
+
+
+def test_what_is_too_late_for_a_window_counts_for_the_larger_ones() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    readings = [reading(10, t=1.0), reading(1000, t=2.0), reading(20, t=5.0)]
+    log = records(readings)
+    said = partition.fold(log, log[1].timestamp)
+    assert [(output.topic, dict(output.headers)["iotflow-late"]) for output in said] == [("late", b"1m")]
+    assert partition.tally["late"] == 1
+    after(kept, partition)
+    kept.keep(partition, 3)
+    start = str(round(START.timestamp()) * 1_000_000)
+    found = kept.aggregates()
+    assert found["d", "telemetry", "", "t", "1m", start].values["count"] == 1
+    assert found["d", "telemetry", "", "t", "5m", start].values["count"] == 2
+    assert found["d", "telemetry", "", "t", "1d", start].values["sum"] == 8.0
+
+
+def test_a_fast_clock_is_held_back_and_reported_and_makes_nobody_late() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    fast = [reading(3600 + at, "fast", t=1.0) for at in range(0, 300, 10)]
+    slow = [reading(at, "slow", t=1.0) for at in range(0, 300, 10)]
+    log = records([one for pair in zip(fast, slow, strict=True) for one in pair])
+    for record, at in zip(log[::2], range(0, 300, 10), strict=True):
+        record.timestamp = log[1].timestamp + at * 1000
+    said = partition.fold(log, log[-1].timestamp)
+    assert [output.topic for output in said] == ["quality"]
+    assert b"fast_clock" in (said[0].value or b"")
+    kept.keep(partition, len(log))
+    devices = {key[0] for key in kept.aggregates()}
+    assert devices == {"slow"}
+    assert partition.tally["late"] == 0
+
+
+def test_repeats_of_decode_are_known_by_their_raw_record() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(at, t=float(at)) for at in range(10)])
+    again = records([reading(at, t=float(at)) for at in range(10)])
+    for record in again:
+        record.offset += 10
+    partition.fold([*log, *again], log[-1].timestamp)
+    assert partition.tally["repeated"] == 10
+    anew = records([reading(100 + at, t=float(at)) for at in range(10)])
+    for record in anew:
+        record.offset += 20
+    partition.fold(anew, anew[-1].timestamp)  # a raw topic that was made anew: low offsets, received later
+    assert partition.tally["repeated"] == 10
+
+
+def test_a_second_value_of_one_time_is_counted_and_not_folded() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(1, t=1.0), reading(1, t=9.0), reading(1, h=2.0)])
+    partition.fold(log, log[-1].timestamp)
+    assert partition.tally["duplicate"] == 1
+    after(kept, partition)
+    kept.keep(partition, 3)
+    start = str(round(START.timestamp()) * 1_000_000)
+    assert kept.aggregates()["d", "telemetry", "", "t", "1m", start].values["sum"] == 1.0
+    assert kept.aggregates()["d", "telemetry", "", "h", "1m", start].values["sum"] == 2.0
+
+
+def test_a_dense_window_is_bounded_and_still_right() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    readings = [reading(at / 400, t=math.sin(at)) for at in range(20_000)]
+    log = records(readings)
+    partition.fold(log, log[-1].timestamp)
+    kept.keep(partition, len(log))
+    assert max(map(len, kept.state.values())) < 300_000
+    after(kept, partition)
+    kept.keep(partition, len(log))
+    equal(kept, readings)
+
+
+def test_a_device_that_was_silent_says_its_windows_by_the_clock() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(10, t=1.0)])
+    partition.fold(log, log[0].timestamp)
+    partition.expire(log[0].timestamp + 55_000)
+    kept.keep(partition, 1)
+    assert not kept.aggregates()
+    partition.expire(log[0].timestamp + 61_000)
+    kept.keep(partition, 1)
+    assert {key[4] for key in kept.aggregates()} == {"1m"}
+    partition.expire(log[0].timestamp + 600_000)
+    kept.keep(partition, 1)
+    assert {key[4] for key in kept.aggregates()} == {"1m", "5m"}
+    # What comes of the same minute afterwards corrects it: silence makes nothing late.
+    more = records([reading(10, t=1.0), reading(30, t=2.0)])[1:]
+    partition.fold(more, more[0].timestamp)
+    kept.keep(partition, 2)
+    start = str(round(START.timestamp()) * 1_000_000)
+    assert kept.aggregates()["d", "telemetry", "", "t", "1m", start].values["count"] == 2
+    assert MINUTE == SIZES["1m"]
