@@ -237,9 +237,8 @@ class Demo:
         args = kafka.client_args(self.settings)
         deadline = time.monotonic() + _CATCH_UP_S
         for name in self.names:
-            reads = list(self.settings.topics.raw) if name == stages.DECODE else [self.settings.topics.decoded]
             while True:
-                found = await lag.measure(args, self.settings.app_id(name), reads)
+                found = await lag.measure(args, self.settings.app_id(name), stages.reads(name, self.settings))
                 if found and all(each.lag == 0 for each in found.values()):
                     break
                 if stop.done() or time.monotonic() > deadline:
@@ -262,6 +261,9 @@ class Demo:
             p50, p95, p99 = self.watch.latencies(self.settings.sinks[name].STAGE)
             lately = f"p50 {p50}, p95 {p95}, p99 {p99}" if p50 else "unknown"
             self.console.print(f"{name}: received to durable in the last {WINDOW_S:.0f} s: {lately}", soft_wrap=True)
+        said = self.watch.seen[stages.ANALYZE].said if stages.ANALYZE in self.watch.seen else {}
+        counts = f"{said.get('aggregates', 0):,.0f} windows, {said.get('anomalies', 0):,.0f} anomalous values"
+        self.console.print(f"analyze: {counts}, {said.get('alarms', 0):,.0f} changes of alarms", soft_wrap=True)
         if not caught_up:
             self.console.print(f"the stages did not catch up; see the logs in {self.folder}", style="red")
         verdict = "every good reading is stored exactly once, every bad one is a dead letter"

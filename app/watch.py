@@ -39,7 +39,7 @@ class Worker(Struct):
     def out(self) -> str:
         """What it has made, for a person."""
         if self.said:
-            return f"{self.said.get('aggregates', 0):,.0f} windows, {self.said.get('alarms', 0):,.0f} alarms' changes"
+            return f"{self.said.get('aggregates', 0):,.0f} windows, {self.said.get('alarms', 0):,.0f} alarm changes"
         return f"{self.rows:,.0f} rows" if self.breaker else f"{self.readings:,.0f} readings"
 
     @property

@@ -85,7 +85,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"store, batches, latency, or one of {', '.join(PARTS)}",
+        help=f"store, batches, latency, analyze, or one of {', '.join(PARTS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()

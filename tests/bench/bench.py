@@ -34,10 +34,15 @@ class Counts(Struct, frozen=True):
     warm_s: int
     dialects: int
     batches: int
+    analyze: int
+    #: Devices whose state is held in memory, and restored.
+    held: int
+    #: Points of each series for the detectors.
+    points: int
 
 
-FULL = Counts(3, 600_000, 100_000, 400_000, 60_000, 200_000, 60_000, 30, 7, 200_000, 300)
-QUICK = Counts(1, 60_000, 10_000, 40_000, 6_000, 40_000, 10_000, 8, 5, 10_000, 30)
+FULL = Counts(3, 600_000, 100_000, 400_000, 60_000, 200_000, 60_000, 30, 7, 200_000, 300, 400_000, 10_000, 100_000)
+QUICK = Counts(1, 60_000, 10_000, 40_000, 6_000, 40_000, 10_000, 8, 5, 10_000, 30, 80_000, 1_000, 5_000)
 
 
 class Bench:
@@ -99,8 +104,8 @@ class Bench:
 class Storeless(Pipeline):
     """Topics and workers that need no store."""
 
-    def __init__(self, bench: Bench, name: str) -> None:
-        super().__init__(bench.servers, {}, bench.fresh(name))
+    def __init__(self, bench: Bench, name: str, **more: str) -> None:
+        super().__init__(bench.servers, {}, bench.fresh(name), **more)
 
     async def __aenter__(self) -> "Storeless":
         async with kafka.admin(self.settings) as admin:

@@ -100,6 +100,20 @@ def ours_consume(made: faust.App, spec: Spec) -> Any:
     return agent
 
 
+def ours_read(made: faust.App, spec: Spec) -> Any:
+    """Chunks of the batch transport, each record read as the stages behind decode read it, and no more."""
+    del made
+
+    async def agent(stream: Any) -> None:
+        async for held in chunks(stream):
+            for each in held.records:
+                wire.read(each.value)
+            spec.stored(len(held.records), len(held.records))
+            held.ack()
+
+    return agent
+
+
 def stock_consume(made: faust.App, spec: Spec) -> Any:
     """Batches of `noack_take`, each record decoded."""
     del made, spec
@@ -165,6 +179,7 @@ def stock_store(made: faust.App, spec: Spec) -> Any:
 
 _AGENTS = {
     "ours-consume": ours_consume,
+    "ours-read": ours_read,
     "stock-consume": stock_consume,
     "stock-decode": stock_decode,
     "stock-store": stock_store,

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -51,6 +52,37 @@ def decoded(count: int) -> list[Item]:
     return items
 
 
+def on_schedule(count: int, devices: int, every_s: float) -> tuple[list[Item], list[int]]:
+    """Decoded readings of three metrics that a profile of rules watches and is content with, until about now.
+
+    Each device has one in `every_s` seconds, and times are in order; with them the times of receipt (ms), the same.
+    """
+    random = Random(1)
+    levels = [20.0 + random.random() for _ in range(devices)]
+    step = timedelta(seconds=every_s / devices)
+    begin = datetime.now(UTC) - step * count
+    items, times_ms = [], []
+    for number in range(count):
+        device = number % devices
+        levels[device] += random.gauss(0.0, 0.05)
+        at = begin + step * number
+        values: dict[str, Any] = {
+            "temperature": round(levels[device], 2),
+            "humidity": round(50.0 + random.gauss(0.0, 1.0), 2),
+            "smoke_density": round(0.01 + random.random() / 100, 4),
+        }
+        name = f"dev-{device}"
+        times_ms.append(int(at.timestamp() * 1000))
+        value = wire.write(Reading("telemetry", name, at, values, dialect="telemetry"))
+        items.append(Item(name.encode(), value, wire.headers(b"raw/0/%d/0" % number, times_ms[-1])))
+    return items, times_ms
+
+
+def device_of(item: Item) -> str:
+    """The device that a record is of, where its key says so."""
+    return (item.key or b"").decode()
+
+
 def decoder_us(spec: Spec) -> float:
     """CPU microseconds that the decoder alone takes for a record, in chunks of 1,000."""
     decode, now_ms = spec.decoder(), time.time_ns() // 1_000_000
@@ -63,12 +95,24 @@ def decoder_us(spec: Spec) -> float:
 
 
 class Load:
-    """Records in finished batches inside the block, so that sending them costs this process next to nothing."""
+    """Records in finished batches inside the block, so that sending them costs this process next to nothing.
 
-    def __init__(self, servers: str, topic: str, items: Sequence[Item]) -> None:
+    `times_ms` are the records' times, now where they are not said; `device` decides the partition of a record.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        topic: str,
+        items: Sequence[Item],
+        times_ms: Sequence[int] = (),
+        device: Callable[[Item], str] = device_of,
+    ) -> None:
         self.topic = topic
         self.count = len(items)
         self._items = items
+        self._times_ms = times_ms or [time.time_ns() // 1_000_000] * len(items)
+        self._device = device
         self._producer = AIOKafkaProducer(
             bootstrap_servers=servers, enable_idempotence=True, acks="all", max_batch_size=BATCH_BYTES
         )
@@ -78,9 +122,9 @@ class Load:
         await self._producer.start()
         try:
             count = len(await self._producer.partitions_for(self.topic))
-            parts: list[list[Item]] = [[] for _ in range(count)]
-            for item in self._items:
-                parts[partition_of((item.key or b"").decode(), count)].append(item)
+            parts: list[list[tuple[Item, int]]] = [[] for _ in range(count)]
+            for item, at_ms in zip(self._items, self._times_ms, strict=True):
+                parts[partition_of(self._device(item), count)].append((item, at_ms))
             self._lanes = [self._batches(part) for part in parts]
         except BaseException:
             await self._producer.stop()
@@ -90,11 +134,10 @@ class Load:
     async def __aexit__(self, *_: object) -> None:
         await self._producer.stop()
 
-    def _batches(self, items: Iterable[Item]) -> list[Any]:
-        now_ms = time.time_ns() // 1_000_000
+    def _batches(self, items: Iterable[tuple[Item, int]]) -> list[Any]:
         batches = [self._producer.create_batch()]
-        for key, value, headers in items:
-            while batches[-1].append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
+        for (key, value, headers), at_ms in items:
+            while batches[-1].append(timestamp=at_ms, key=key, value=value, headers=headers) is None:
                 batches.append(self._producer.create_batch())
         return [batch for batch in batches if batch.record_count()]
 

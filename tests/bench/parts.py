@@ -6,7 +6,7 @@ from functools import partial
 from msgspec import Struct
 
 from sinks import registry
-from tests.bench import batches, decode, dialects, latency, store
+from tests.bench import alarms, analyze, batches, decode, dialects, latency, recovery, store
 from tests.bench.bench import Bench, say
 from tests.bench.figures import Figure
 
@@ -38,6 +38,11 @@ def _parts() -> dict[str, Part]:
         "dialects": Part(dialects.decode_alone, 200.0),
         "consume": Part(decode.consume, 100.0),
         "decode": Part(decode.decode, 130.0),
+        "detectors": Part(analyze.detectors, 60.0),
+        "analyze": Part(analyze.cost, 150.0),
+        "analyze-memory": Part(analyze.memory, 150.0),
+        "analyze-recovery": Part(recovery.recovery, 150.0),
+        "alarm-latency": Part(partial(alarms.latency, store=prompt[-1]), 150.0, prompt[-1:]),
     }
     for name, stage in stages.items():
         parts[stage] = Part(partial(store.measure, store=name, part=stage), 300.0, [name])
@@ -56,7 +61,7 @@ PARTS: Mapping[str, Part] = _parts()
 
 
 def chosen(names: Sequence[str]) -> dict[str, Part]:
-    """The parts of these names or kinds (`store`, `batches`, `latency`), else all of them; raises `ValueError`."""
+    """The parts of these names or kinds (`store`, `batches`, `latency`, `analyze`), else all; raises `ValueError`."""
     for name in names:
         if not any(_is(part, name) for part in PARTS):
             raise ValueError(f"no part is called {name!r}; there are: {', '.join(PARTS)}")

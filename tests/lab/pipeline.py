@@ -138,8 +138,11 @@ class Pipeline:
         return dict(zip(names, await asyncio.gather(*(self.started(name) for name in names)), strict=True))
 
     async def start(self, stage: str, command: Sequence[str] = (), **more: str) -> Process:
-        """Start a worker, or what stands in for one; does not wait for it to be ready."""
-        port = choose(_PORTS, _TAKEN)
+        """Start a worker, or what stands in for one; does not wait for it to be ready.
+
+        On the port of one that has ended (`IOTFLOW_WEB_PORT`) it has that one's folder, and goes on with its log.
+        """
+        port = int(more.get("IOTFLOW_WEB_PORT", 0)) or choose(_PORTS, _TAKEN)
         _TAKEN.add(port)
         env = {**self.env, "IOTFLOW_STAGE": stage, "IOTFLOW_WEB_PORT": str(port), **more}
         with (self.folder / f"{stage}-{port}.log").open("ab") as log:
