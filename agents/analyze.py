@@ -75,8 +75,8 @@ class Snapshot(Protocol):
     """What a partition has to make safe; bytes, so that folding can go on."""
 
     @property
-    def states(self) -> Sequence[tuple[bytes, bytes]]:
-        """For the table of states."""
+    def states(self) -> Sequence[Entry]:
+        """For the table of states; without a value a state goes."""
 
     @property
     def outputs(self) -> Sequence[Output]:
@@ -101,17 +101,21 @@ class Partition(Protocol):
     def fold(self, records: Sequence[Record], now_ms: int) -> Sequence[Output]:
         """Take records in; what is to be sent at once."""
 
-    def expire(self, now_ms: int) -> Sequence[Output]:
-        """Take the clock in; what is to be sent at once."""
+    def expire(self, now_ms: int) -> bool:
+        """Take the clock in, of some states at a time; True while there are more."""
 
-    def snapshot(self, generation: int) -> Snapshot:
-        """What has changed since the last one."""
+    def snapshot(self, generation: int, most: int | None = None) -> Snapshot:
+        """What has changed since the last one, of so many states at most."""
 
-    def acknowledge(self, key: str, by: str, at: int) -> Sequence[Output]:
-        """Somebody knows of an alarm; what is to be sent at once. Raises `LookupError`."""
+    def acknowledge(self, key: str, by: str, at: int) -> None:
+        """Somebody knows of an alarm. Raises `LookupError`."""
 
-    def resolve(self, key: str, by: str, at: int) -> Sequence[Output]:
+    def resolve(self, key: str, by: str, at: int) -> None:
         """Somebody says that an alarm is done; as `acknowledge`."""
+
+    @property
+    def full(self) -> bool:
+        """Whether a state is as large as it may be: nothing is folded until a checkpoint was made."""
 
     @property
     def dirty(self) -> int:
@@ -206,6 +210,7 @@ class Analyzer:
         *,
         limits: Limits | None = None,
         ceiling: Ceiling | None = None,
+        max_bytes: int = 1_000_000,
         clock: Callable[[], float] = time.time,
         at: Callable[[str], None] = _nowhere,
     ) -> None:
@@ -221,7 +226,7 @@ class Analyzer:
         self._fault = fault
         self._limits = limits or Limits()
         self._clock = clock
-        self._outbox = Outbox(topics, fault)
+        self._outbox = Outbox(topics, fault, most=max_bytes)
         self._producer: Producer | None = None
         #: `parked` owns nothing, `loading` reads its state, `draining` finishes what it has and takes no more.
         self._phase: Literal["parked", "loading", "working", "draining"] = "parked"
@@ -293,15 +298,21 @@ class Analyzer:
 
     async def acknowledge(self, key: str, by: str, at_us: int) -> str:
         """Somebody knows of the alarm of this key. Returns when that is safe; raises `LookupError`."""
-        self._post(self._having(key).acknowledge(key, by, at_us))
-        await self.flush()
+        self._having(key).acknowledge(key, by, at_us)
+        await self._kept()
         return "acknowledged"
 
     async def resolve(self, key: str, by: str, at_us: int) -> str:
         """Somebody says that the alarm of this key is done; as `acknowledge`."""
-        self._post(self._having(key).resolve(key, by, at_us))
-        await self.flush()
+        self._having(key).resolve(key, by, at_us)
+        await self._kept()
         return "resolved"
+
+    async def _kept(self) -> None:
+        generation = self._generation
+        await self.flush()
+        if self._generation != generation or self._phase == "parked":
+            raise LookupError("the partition was given up meanwhile, and with it this: ask again in a moment")
 
     def _having(self, key: str) -> Partition:
         owned = self._owned.get(partition_of(subject_of(key).device_id, self._partitions))
@@ -413,6 +424,8 @@ class Analyzer:
     def _must_wait(self) -> bool:
         if self._phase != "working":
             return False
+        if any(owned.part.full for owned in self._owned.values()):
+            return True
         if self._chunks >= self._limits.most_chunks or self._outbox.backlog >= self._limits.most_outputs:
             return True
         return self.stopped or self.ceiling.tripped
@@ -430,7 +443,12 @@ class Analyzer:
         owned.part.tally.clear()
         self.at("folded")
         limits = self._limits
-        if self._chunks >= limits.chunks or self._records >= limits.records or self._dirty() >= limits.states:
+        if (
+            owned.part.full
+            or self._chunks >= limits.chunks
+            or self._records >= limits.records
+            or self._dirty() >= limits.states
+        ):
             self._due.set()
 
     def _post(self, outputs: Sequence[Output]) -> None:
@@ -448,8 +466,10 @@ class Analyzer:
                 if self._phase != "working" or self._must_wait() or self._owned.get(owned.number) is not owned:
                     continue
                 if self._source is not None and self._source.caught_up(owned.number):
-                    self._post(owned.part.expire(self._now_ms()))
-                    await asyncio.sleep(0)
+                    more = True
+                    while more and self._owned.get(owned.number) is owned:
+                        more = owned.part.expire(self._now_ms())
+                        await asyncio.sleep(0)
             if self._dirty() >= self._limits.states:
                 self._due.set()
 
@@ -493,8 +513,13 @@ class Analyzer:
         began = time.monotonic()
         taken: list[tuple[_Owned, Snapshot, int]] = []
         for owned in list(self._owned.values()):
-            taken.append((owned, owned.part.snapshot(self._generation), len(owned.held)))
-            await asyncio.sleep(0)
+            chunks_in_it = len(owned.held)
+            # In slices, so that an alarm need not wait for ten thousand states. What is folded in between is in a later
+            # slice, or in the next checkpoint; its chunk is acknowledged by that.
+            for _ in range(0, max(1, owned.part.dirty), _SLICE):
+                taken.append((owned, owned.part.snapshot(self._generation, _SLICE), chunks_in_it))
+                chunks_in_it = 0
+                await asyncio.sleep(0)
         await self._outbox.settled()
         self.at("outputs")
         for owned, snapshot, _ in taken:

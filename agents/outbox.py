@@ -5,6 +5,7 @@ windows.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -12,6 +13,8 @@ from typing import Protocol
 from schemas.decoding import Item
 from schemas.partition import partition_of
 from schemas.record import Headers
+
+log = logging.getLogger(__name__)
 
 #: Batches are built of so many at a time; the event loop has other things to do as well.
 _WAVE = 1000
@@ -70,12 +73,14 @@ class _Lane:
 class Outbox:
     """Sends what is posted; `topics` maps logical names to the topics there are.
 
-    `fault` is called with an error after which nothing can be sent any more.
+    `fault` is called with an error after which nothing can be sent any more; `most` is how large a record may be, in
+    bytes.
     """
 
-    def __init__(self, topics: Mapping[str, str], fault: Callable[[BaseException], None]) -> None:
+    def __init__(self, topics: Mapping[str, str], fault: Callable[[BaseException], None], *, most: int) -> None:
         self._topics = topics
         self._fault = fault
+        self._most = most
         self._producer: Producer | None = None
         self._lanes: dict[str, _Lane] = {}
         self._progress = asyncio.Event()
@@ -90,6 +95,10 @@ class Outbox:
         """Send records, behind what was posted before to the same topic. Returns at once."""
         for output in outputs:
             lane = self._lanes[output.topic]
+            if len(output.key) + len(output.value or b"") > self._most:
+                # Only copies of a reading can be: of a late one, whose original the decoded topic and the stores have.
+                log.error("a record is too large to be sent", extra={"topic": lane.topic, "device": output.device_id})
+                continue
             lane.waiting.append(output)
             lane.posted += 1
             lane.wake.set()

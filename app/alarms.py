@@ -16,6 +16,8 @@ from tables.alarms import worst
 #: An id may be cut off after so many characters, where that tells it from others.
 SHORTEST_ID: Final = 4
 _NAMED: Final = 5
+#: So many `|` are in a key with a measurement, less that.
+_BARS: Final = 3
 
 
 class Held(Struct):
@@ -68,17 +70,24 @@ async def held(settings: Settings) -> Held:
 
 
 def find(records: Iterable[Record], wanted: str) -> Record:
-    """The alarm with a key, an id, or an id that begins so. Raises `AlarmError` where that is none, or several."""
+    """The alarm with a key, an id, a key but for its measurement, or an id that begins so.
+
+    Raises `AlarmError` where that is none, or several.
+    """
     all_ = list(records)
-    exact = [record for record in all_ if wanted in {record.key, record.alarm_id}]
+    whole = wanted.count("|") == _BARS
+    found = [record for record in all_ if wanted in {record.key, record.alarm_id}]
+    found = found or [record for record in all_ if whole and record.key.rpartition("|")[0] == wanted]
     short = len(wanted) >= SHORTEST_ID
-    found = exact or [record for record in all_ if short and record.alarm_id.startswith(wanted.lower())]
+    begins = [record for record in all_ if short and record.alarm_id.startswith(wanted.lower())]
+    found = found or begins
     if len(found) == 1:
         return found[0]
     if not found:
         raise AlarmError(f"no alarm has the key or the id {quoted(wanted)}; see iotflow alarms ls --all")
     names = ", ".join(record.alarm_id for record in found[:_NAMED]) + (", …" if len(found) > _NAMED else "")
-    raise AlarmError(f"{len(found)} alarms have an id that begins with {quoted(wanted)}: {names}")
+    what = "an id" if found is begins else "a key"
+    raise AlarmError(f"{len(found)} alarms have {what} that begins with {quoted(wanted)}: {names}")
 
 
 def by_device(records: Iterable[Record]) -> list[Device]:

@@ -28,6 +28,7 @@ def config(settings: Settings, partitions: int) -> Config:
         replay_after=round(own.replay_after * _US),
         replay=own.replay,
         escalate=own.escalate,
+        forget=round(own.forget * _US),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from app import compacted, kafka, yaml
 from app.broadcast import Broadcast
@@ -34,11 +34,11 @@ class Telemetry(Protocol):
 
 
 def from_file(spec: str) -> RuleSet:
-    """The rules of a profile, or of a YAML file where no profile is called that.
+    """The rules of a profile, which so is named, or of a YAML file where no profile is called that.
 
     Raises `RulesError` with everything that is wrong, behind the file's name.
     """
-    return rules.profile(spec) if spec in PROFILES else read(Path(spec))
+    return structs.replace(rules.profile(spec), said=True) if spec in PROFILES else read(Path(spec))
 
 
 def read(path: Path) -> RuleSet:

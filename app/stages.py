@@ -28,6 +28,8 @@ from sinks.delivery import Delivery
 from tables.binding import Table
 from tables.rules import Rulebook
 
+#: Room for a record's headers and framing.
+_FRAME_BYTES = 2048
 DECODE = "decode"
 ANALYZE = "analyze"
 #: What the stage `analyze` writes, by the names of `app.settings.models.Topics`.
@@ -242,6 +244,7 @@ def _analysis(
         telemetry,
         fault,
         limits=analyze.Limits(every=settings.analysis.checkpoint),
+        max_bytes=settings.topics.max_message_bytes - _FRAME_BYTES,
         ceiling=ceiling,
     )
     return Stage(

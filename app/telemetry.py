@@ -267,7 +267,7 @@ STOPPED = _metric(
     "gauge",
     "iotflow_intake_stopped",
     "1 while intake is stopped because somebody asked for it.",
-    ("decode", "store"),
+    ("decode", "store", "analyze"),
     "stage",
 )
 LAG = _metric(

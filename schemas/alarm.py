@@ -228,7 +228,7 @@ def record(subject: Subject, alarm: Alarm) -> tuple[bytes, Reading]:
         "value": number,
         "threshold": alarm.threshold,
         "message": alarm.message or (f"the value is {quoted(value)}" if number is None else None),
-        "score": alarm.score,
+        "score": alarm.score or None,
         "expected_low": alarm.low,
         "expected_high": alarm.high,
         "facility_id": facts.facility_id or None,
@@ -277,7 +277,7 @@ class Record(Struct, frozen=True, kw_only=True):
     value: float | None = None
     unit: str | None = None
     threshold: float | None = None
-    score: float = 0.0
+    score: float | None = None
     expected_low: float | None = None
     expected_high: float | None = None
     rule_version: int = 1

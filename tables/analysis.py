@@ -12,6 +12,7 @@ has sent again by that of its raw record, so that whatever is delivered again ch
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -19,6 +20,7 @@ from msgspec import Struct
 from schemas import alarm, dialects, wire
 from schemas.alarm import subject_of
 from schemas.partition import partition_of
+from schemas.payload import NAME_CHARS
 from schemas.reading import RESERVED, Reading, RejectedError, Value
 from schemas.record import Record
 from tables import alarms, channel, output, windows
@@ -30,10 +32,10 @@ from tables.output import HOUR, Change, Output, closed_window, deferred, numbers
 from tables.rules import Book
 from tables.windows import Block, Closed, Moments, Roll, Window
 
-#: Base windows of a channel that are open at once: what is further ahead is of no window.
+#: Base windows of a channel that are open at once: what is ahead is of no window then.
 _OPEN: Final = 64
 #: Metrics of a channel that are watched: its state must fit in a message.
-METRICS: Final = 256
+METRICS: Final = 128
 #: More sensors than this without a value are worth an event, as S4 has it.
 _MISSING: Final = 3
 #: So many bytes of a series' log of updates are kept in the state before its histograms are stored anew.
@@ -42,6 +44,17 @@ _MS: Final = 1000
 _DAY: Final = 24 * HOUR
 _NEVER: Final = 1 << 62
 _SOURCED: Final = 3
+#: Numbers that a channel keeps one by one until a checkpoint is made for it: some 300 KB.
+_HEAVY: Final = 32_768
+#: A record of the last values is not larger.
+_LATEST_BYTES: Final = 65_536
+#: Channels that are looked at in one go.
+_AT_ONCE: Final = 500
+#: Nothing is received, and nothing is of a time, after the year 9999.
+_LAST_MS: Final = 253_402_300_799_999
+_LAST: Final = _LAST_MS * _MS + 999
+#: What a state can be packed with.
+_MOST: Final = 1 << 63
 _NUMBERS: Final = frozenset({float, int})
 
 
@@ -59,6 +72,8 @@ class Config(Struct, frozen=True):
     replay_after: int = HOUR
     replay: bool = False
     escalate: bool = False
+    #: After so long without a reading a channel is forgotten.
+    forget: int = 30 * _DAY
     policy: Policy = Policy()
 
 
@@ -85,6 +100,12 @@ class Partition:
         self._channels: dict[tuple[str, str, str], Channel] = {}
         self._touched: dict[Channel, None] = {}
         self._gone: list[Change] = []
+        #: The rules by which all channels were last looked at.
+        self._looked: Book | None = None
+        #: Channels that `expire` is still to look at.
+        self._waiting: list[Channel] = []
+        #: Whether a channel keeps as much as may be kept until the next checkpoint.
+        self.full = False
         self._now = 0
 
     def __len__(self) -> int:
@@ -96,8 +117,9 @@ class Partition:
         """Take over an entry of the table `state`. Raises `ValueError` for one of a later release."""
         found = channel.restore(key, value, self.config.sizes)
         self._channels[found.measurement, found.device_id, found.name] = found
+        found.expected = self._named(found.measurement)
         if found.pending or found.latest_due or found.opened().windows.loose:
-            self._touch(found)
+            self.touch(found)
         else:
             found.shut()
 
@@ -109,7 +131,7 @@ class Partition:
         ahead = [each for each in self._channels.values() if each.position >= end]
         for each in ahead:
             each.position = -1
-            self._touch(each)
+            self.touch(each)
         return len(ahead)
 
     @property
@@ -117,12 +139,15 @@ class Partition:
         """How many channels have changed since the last snapshot."""
         return len(self._touched)
 
-    def snapshot(self, generation: int) -> "Snapshot":
-        """What is to be kept and said now; `generation` is the consumer group's."""
-        touched, self._touched = list(self._touched), {}
-        found = Snapshot([], [], self._gone)
+    def snapshot(self, generation: int, most: int | None = None) -> "Snapshot":
+        """What is to be kept and said now, of `most` channels; `generation` is the consumer group's.
+
+        Several of them, one after another, are one checkpoint: a channel that is folded meanwhile is in a later one.
+        """
+        found = Snapshot(self, [], [], self._gone)
         self._gone = []
-        for each in touched:
+        for each in list(islice(self._touched, most)):
+            del self._touched[each]
             each.touched = False
             self._keep(each, generation, found)
         return found
@@ -134,7 +159,8 @@ class Partition:
             for closed in each.deep.windows.loose:
                 size = self.config.sizes[closed.level]
                 found.outputs += output.aggregates(each, size, closed)
-                found.side.append(output.archived(each, size, closed))
+                if closed.start in each.deep.windows.archived[closed.level]:  # else it is corrected no more
+                    found.side.append(output.archived(each, size, closed))
                 kept.loose.append((closed, closed.version))
             for (source, metric), histograms in each.histograms.items():
                 memory = each.deep.detectors[source][metric]
@@ -144,10 +170,15 @@ class Partition:
                     kept.logs.append((memory, histograms.n))
         if each.latest_due and each.latest:
             found.outputs.append(output.last_values(each))
+        if each.forgotten and not each.pending and not kept.loose:
+            found.states.append((each.key, None))
+            del self._channels[each.measurement, each.device_id, each.name]
+            return
         found.states.append((each.key, each.pack(generation, self.config.sizes)))
         found.kept.append(kept)
 
-    def _touch(self, each: Channel) -> None:
+    def touch(self, each: Channel) -> None:
+        """It belongs into the next snapshot."""
         if not each.touched:
             each.touched = True
             self._touched[each] = None
@@ -182,27 +213,39 @@ class Partition:
             return None
         if partition_of(reading.device_id, self.config.partitions) != self.number:
             return None
+        if max(len(reading.measurement), len(reading.device_id), len(reading.channel)) > 2 * NAME_CHARS:
+            return None  # nothing that decode makes
         found = Channel(reading.measurement, reading.device_id, reading.channel, self.config.sizes)
         self._channels[reading.measurement, reading.device_id, reading.channel] = found
-        if reading.measurement in dialects.load():
-            found.expected = len(dialects.policy_of(reading.measurement).metrics)
+        found.expected = self._named(reading.measurement)
         return found
+
+    @staticmethod
+    def _named(measurement: str) -> int:
+        """How many metrics the dialect of that name knows."""
+        return len(dialects.policy_of(measurement).metrics) if measurement in dialects.load() else 0
 
     def _reading(self, each: Channel, record: Record, reading: Reading, said: list[Output]) -> None:
         at = round(reading.time.timestamp() * 1e6)
-        received = record.timestamp * _MS
+        received = min(record.timestamp * _MS, self._now)
+        if at > _LAST or received > _LAST:
+            at, received = min(at, _LAST), min(received, _LAST_MS * _MS)
+        believed = min(at, received + self.config.skew)
+        each.forgotten = False
         if each.book is not self._judge.book:
-            self._judge.rebook(each, max(at, each.newest), said)
+            self._judge.rebook(each, max(believed, each.newest), said)
         if not each.touched:
-            self._touch(each)
-        self._count(each, record, reading, at, min(at, received + self.config.skew))
+            self.touch(each)
+        self._count(each, record, reading, received // _MS, at, believed)
         found = reading.values
-        if self._is_quiet(each, reading) and at <= received + self.config.skew:
+        if at == believed and self._is_quiet(each, reading):
             values: Mapping[str, float] = found  # type: ignore[assignment]
             raws: Mapping[str, float] = {}
         else:
             values, raws = _numbers(found), _numbers(reading.raw)
-            values = self._carefully(each, reading, values, raws, Circumstances(at, received, self._old(at)), said)
+            facility = reading.tags.get("facility_id", "")
+            met = Circumstances(believed, received, self._old(believed), at, facility)
+            values = self._carefully(each, reading, values, raws, met, said)
         if values:
             self._fold(each, record, at, values, raws, said)
         watermark = each.newest - self.config.grace
@@ -241,14 +284,18 @@ class Partition:
             self._judge.heard(each, found, said)
         self._doubt(each, reading, values, found, said)
         for metric, value in reading.values.items():
+            if metric not in each.series and (len(each.series) > METRICS or len(metric) > NAME_CHARS):
+                continue
             watch = each.watches.get(metric) or self._judge.watch(each, metric)
             x: Any = raws.get(metric, value)
             if metric in values:
+                if x.__class__ is int and not -_MOST <= x < _MOST:
+                    x = values[metric]
                 if metric in each.busy or not watch.low < x < watch.high:
                     self._judge.value(each, metric, watch, x, found, said)
                 if ON_READING in watch.detectors:
                     self._judge.learn(each, metric, ON_READING, lambda _, x=x: x, found, said)  # type: ignore[misc]
-            elif value is not None and watch.reading and value.__class__ not in _NUMBERS:
+            elif value is not None and (watch.reading or metric in each.busy) and value.__class__ not in _NUMBERS:
                 self._judge.value(each, metric, watch, x, found, said)
         return values
 
@@ -259,23 +306,28 @@ class Partition:
     def _admit(self, each: Channel, values: Mapping[str, float], at: int, said: list[Output]) -> Mapping[str, float]:
         """Meet metrics that are new; without those that are more than a channel may have."""
         for metric in values:
-            if len(each.metrics) < METRICS:
+            if len(each.metrics) < METRICS and len(metric) <= NAME_CHARS:
                 each.metrics[metric] = None
-        each.expected = max(each.expected, len(each.metrics))
         if values.keys() <= each.metrics.keys():
             return values
         said += report(each, "crowded", at, f"more than {METRICS} metrics: the others are in no window")
         return {metric: value for metric, value in values.items() if metric in each.metrics}
 
-    def _count(self, each: Channel, record: Record, reading: Reading, at: int, believed: int) -> None:
+    def _count(  # noqa: PLR0913  a reading and its times
+        self, each: Channel, record: Record, reading: Reading, received_ms: int, at: int, believed: int
+    ) -> None:
         """What is known of the channel as a whole; a time that is too far ahead counts as the one that is believed."""
-        each.seen_ms = max(each.seen_ms, record.timestamp)
-        each.first_ms = each.first_ms or record.timestamp
-        each.latest_due = each.online = True
+        each.seen_ms = max(each.seen_ms, received_ms)
+        each.first_ms = each.first_ms or received_ms
+        each.latest_due = True
+        if not each.online:
+            each.online = True
+            each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)
         counts = each.counts
         if believed >= each.newest:
             each.newest = believed
-            each.latest = record.value or b""
+            value = record.value or b""
+            each.latest = value if len(value) <= _LATEST_BYTES else b""
             if reading.tags != each.tags or reading.units != each.units:
                 self._describe(each, reading)
             if believed >= counts[0] + HOUR:
@@ -291,7 +343,7 @@ class Partition:
     def _describe(each: Channel, reading: Reading) -> None:
         """Keep what a reading says of its channel; which rules it has depends on that."""
         if each.tags.get("facility_id") != reading.tags.get("facility_id") or reading.units != each.units:
-            each.watches = {}
+            each.watches, each.book = {}, None  # alarms of rules that it has no more end with the next reading
         each.tags, each.units = reading.tags, reading.units
 
     def _doubt(
@@ -304,7 +356,7 @@ class Partition:
             said += report(each, "missing", found.at, f"{missing} of {each.expected} sensors have no value", missing)
         if nulls and len(values) < len(reading.values):
             said += report(each, "nulls", found.at, f"null: {', '.join(nulls)}", len(nulls))
-        ahead = found.at - found.received
+        ahead = found.measured - found.received
         if ahead > self.config.skew:
             message = f"its time is {ahead / 1e6:.0f} s ahead of when it was received"
             said += report(each, "fast_clock", found.at, message)
@@ -334,7 +386,8 @@ class Partition:
                 if not deep.windows.loose:
                     each.shut()
                 return
-            if len(blocks) >= _OPEN:
+            ahead = at > each.newest or len(blocks) > 2 * _OPEN
+            if ahead and (len(blocks) >= _OPEN or each.weight > _HEAVY):  # those that are not ahead are few: they close
                 self.tally["ahead"] += 1
                 said.append(output.late(each, record, ["ahead"]))
                 return
@@ -344,8 +397,15 @@ class Partition:
             if not deep.windows.loose:
                 each.shut()
             each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)
+        elif at > each.newest and each.weight > 2 * _HEAVY:
+            self.tally["ahead"] += 1
+            said.append(output.late(each, record, ["ahead"]))
+            return
         if len(windows.add(block, at - start, values, raws)) < len(values):
             self.tally["duplicate"] += 1
+        each.weight += len(values) + 1
+        if each.weight > _HEAVY and each.deep is not None and each.deep.windows.loose:
+            self.full = True
 
     def _correct(  # noqa: PLR0913  as `_fold`
         self,
@@ -360,7 +420,7 @@ class Partition:
         new, missed = roll.correct(at, values, raws, each.watermark)
         self.tally["corrected" if new else "duplicate"] += 1
         if new:
-            for metric in values:
+            for metric in new:
                 self._judge.counted(each, metric, at - at % self._base.size, 1)
         if missed:
             self.tally["late"] += 1
@@ -394,7 +454,7 @@ class Partition:
         for level, start in roll.prune(each.watermark):
             self._gone.append(Change("windows", window_key(each, self.config.sizes[level], start), None))
         each.pending += deferred(said)
-        self._touch(each)
+        self.touch(each)
 
     def _advance(self, each: Channel, deep: Deep, roll: Roll, to: int, said: list[Output]) -> None:
         known = len(deep.windows.loose)
@@ -423,40 +483,62 @@ class Partition:
         """When `expire` may next have something to do (µs)."""
         return min((each.look_at for each in self._channels.values()), default=_NEVER)
 
-    def expire(self, now_ms: int) -> list[Output]:
+    def expire(self, now_ms: int) -> bool:
         """What the time does by now: silent channels' windows close, rules of silence and alarms fall due.
 
-        For a partition that is read to its end: what is silent there is silent.
+        For a partition that is read to its end: what is silent there is silent. What is to be said waits for the state
+        that it follows from. It sees to some channels at a time; True while there are more, to be called again.
         """
-        said: list[Output] = []
         self._now = now = now_ms * _MS
-        self._judge.book = self._rules.book
-        for each in self._channels.values():
-            if each.look_at <= now:
-                self._look(each, now, said)
-        return said
+        if not self._waiting:
+            book = self._rules.book
+            anew, self._judge.book, self._looked = book is not self._looked, book, book
+            self._waiting = [each for each in self._channels.values() if anew or each.look_at <= now]
+        some, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+        for each in some:
+            self._look(each, now)
+        return bool(self._waiting)
 
-    def _look(self, each: Channel, now: int, said: list[Output]) -> None:
+    def _look(self, each: Channel, now: int) -> None:
+        said: list[Output] = []
         if each.book is not self._judge.book:
             self._judge.rebook(each, each.newest, said)
-        known = len(said)
         later = self._judge.look(each, now, 0 if self.config.replay else self.config.replay_after, said)
         idle = each.seen_ms * _MS + self.config.idle
         each.look_at = min(later, idle if now < idle else self._idle(each, now))
-        if len(said) > known or each.pending:
-            self._touch(each)
+        if said:
+            each.pending += deferred(said)
+            self.touch(each)
 
     def _idle(self, each: Channel, now: int) -> int:
-        """Close what a silent channel has open that is over; when to look again."""
+        """Close what a silent channel has open that is over, or forget the channel; when to look again."""
+        forget = each.seen_ms * _MS + self.config.forget
+        if now >= forget:
+            self._forget(each)
+            return _NEVER
         if each.online:
             each.online, each.latest_due = False, True
-            self._touch(each)
+            self.touch(each)
         past = now - self.config.grace
         ends = self._ends(each)
         if ends and min(ends) <= past:
             self._roll(each, past)
             ends = self._ends(each)
-        return min(ends, default=_NEVER) + self.config.grace
+        return min([end + self.config.grace for end in ends] + [forget])
+
+    def _forget(self, each: Channel) -> None:
+        """Let go of a channel that has not been heard of for very long: its alarms end, its entries go."""
+        said: list[Output] = []
+        self._judge.withdraw(each, each.newest, said)
+        each.pending += deferred(said)
+        deep = each.opened()
+        for size, starts in zip(self.config.sizes, deep.windows.archived, strict=True):
+            self._gone += [Change("windows", window_key(each, size, start), None) for start in starts]
+        for source, memories in deep.detectors.items():
+            for metric in memories:
+                self._gone.append(Change("histograms", output.histograms_key(each, source, metric), None))
+        each.forgotten = True
+        self.touch(each)
 
     def _ends(self, each: Channel) -> list[int]:
         """When its open windows end."""
@@ -471,24 +553,24 @@ class Partition:
 
     # -- people --------------------------------------------------------------------------------------------------------
 
-    def acknowledge(self, key: str, by: str, at: int) -> list[Output]:
+    def acknowledge(self, key: str, by: str, at: int) -> None:
         """Somebody knows of the alarm with this key (`schemas.alarm.Subject.key`). Raises `LookupError`."""
-        return self._by_hand(key, lambda held: alarms.acknowledge(held, by, at))
+        self._by_hand(key, lambda held: alarms.acknowledge(held, by, at))
 
-    def resolve(self, key: str, by: str, at: int) -> list[Output]:
+    def resolve(self, key: str, by: str, at: int) -> None:
         """Somebody says that an alarm is done. Raises `LookupError`."""
-        return self._by_hand(key, lambda held: alarms.resolve(held, by, at))
+        self._by_hand(key, lambda held: alarms.resolve(held, by, at))
 
-    def _by_hand(self, key: str, change: Callable[[alarm.Alarm], alarms.Outcome]) -> list[Output]:
+    def _by_hand(self, key: str, change: Callable[[alarm.Alarm], alarms.Outcome]) -> None:
         subject = subject_of(key)
         each = self._channels.get((subject.measurement, subject.device_id, subject.channel))
         if each is None:
             raise LookupError(f"no alarm is known as {key}: see iotflow alarms ls --all")
         said: list[Output] = []
         self._judge.by_hand(each, subject, change, said)
-        self._touch(each)
+        each.pending += deferred(said)
+        self.touch(each)
         each.look_at = 0
-        return said
 
 
 class _Kept(NamedTuple):
@@ -504,7 +586,14 @@ class _Kept(NamedTuple):
 class Snapshot:
     """What is to be kept, and then said: `states`, then `outputs`, then `side`; and when all that is done, `done`."""
 
-    def __init__(self, states: list[tuple[bytes, bytes]], outputs: list[Output], side: list[Change]) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        states: list[tuple[bytes, bytes | None]],
+        outputs: list[Output],
+        side: list[Change],
+    ) -> None:
+        self._partition = partition
         self.states = states
         self.outputs = outputs
         self.side = side
@@ -527,6 +616,18 @@ class Snapshot:
                     trim(memory, updates)
                 if not each.deep.windows.loose:
                     each.shut()
+            weigh(each)
+            if each.forgotten:
+                self._partition.touch(each)  # now that nothing of it waits any more
+        self._partition.full = False
+
+
+def weigh(each: Channel) -> None:
+    """Count the numbers that a channel keeps one by one."""
+    blocks = [*each.blocks]
+    if each.deep is not None:
+        blocks += [closed.block for closed in each.deep.windows.loose if closed.block is not None]
+    each.weight = sum(len(block.times) * (len(block.columns) + 1) for block in blocks)
 
 
 def _is_repeat(each: Channel, record: Record) -> bool:
@@ -543,6 +644,8 @@ def _is_repeat(each: Channel, record: Record) -> bool:
         place, offset, index = source.rsplit(b"/", 2)  # type: ignore[union-attr]
         at, number, received = int(offset), int(index), int(ingest)  # type: ignore[arg-type]
     except (ValueError, AttributeError, TypeError):
+        return False
+    if not (0 <= at < _MOST and 0 <= number < _MOST and 0 <= received < _MOST):
         return False
     name = place.decode("utf-8", "replace")
     last = each.sources.get(name)

@@ -96,6 +96,7 @@ class Channel:
         "device_id",
         "expected",
         "first_ms",
+        "forgotten",
         "histograms",
         "key",
         "latest",
@@ -118,6 +119,7 @@ class Channel:
         "units",
         "watches",
         "watermark",
+        "weight",
     )
 
     def __init__(self, measurement: str, device_id: str, name: str, sizes: Sequence[Window]) -> None:
@@ -156,6 +158,9 @@ class Channel:
         #: When the clock next matters for it (µs).
         self.look_at = 0
         self.touched = False
+        self.forgotten = False
+        #: The numbers that it keeps one by one.
+        self.weight = 0
 
     def opened(self) -> Deep:
         """Its windows and detectors, to work on; `shut` packs them again."""
@@ -215,10 +220,7 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
     found.sources = saved.sources
     found.first_ms, found.seen_ms = saved.first_ms, saved.seen_ms
     found.newest, found.watermark = saved.newest, saved.watermark
-    if saved.sizes == [size.size for size in sizes]:
-        found.blocks, found.packed = saved.blocks, saved.deep
-    else:
-        found.packed = _encode(Deep(windows.empty(len(sizes)), _deep(saved.deep).detectors))
+    _fit(found, saved, sizes)
     found.series = saved.series
     found.latest, found.latest_due = saved.latest, saved.latest_due
     found.online = saved.online
@@ -230,3 +232,32 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
     found.metrics = dict.fromkeys(saved.metrics)
     found.busy = {metric for metric, series in found.series.items() if series.memories or series.alarms}
     return found
+
+
+def _fit(found: Channel, saved: _Saved, sizes: Sequence[Window]) -> None:
+    """Take windows over, also where other sizes are set by now.
+
+    Those of a size that is still there go on; new larger sizes begin now. With another base nothing can go on: of what
+    is older than its newest reading no base window is said, since one may have been, with other content.
+    """
+    wanted = [size.size for size in sizes]
+    if saved.sizes == wanted:
+        found.blocks, found.packed = saved.blocks, saved.deep
+        return
+    deep = _deep(saved.deep)
+    state = windows.empty(len(sizes))
+    if saved.sizes[0] == wanted[0]:
+        found.blocks = saved.blocks
+        places = {place: wanted.index(size) for place, size in enumerate(saved.sizes) if size in wanted}
+        for place, now in places.items():
+            state.uppers[now] = deep.windows.uppers[place]
+            state.archived[now] = deep.windows.archived[place]
+        for closed in deep.windows.loose:
+            if closed.level in places:
+                closed.level = places[closed.level]
+                state.loose.append(closed)
+    else:
+        found.watermark = max(found.watermark, found.newest + sizes[0].late)
+        deep.judged = -1
+    deep.windows = state
+    found.packed = _encode(deep)

@@ -68,7 +68,9 @@ def shown(value: Value) -> str:
     """A value in a sentence."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value) if isinstance(value, str) else f"{value:.{_DIGITS}g}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= _TEXT_CHARS else value[:_TEXT_CHARS] + "…")
+    return f"{value:.{_DIGITS}g}"
 
 
 def _is_number(value: Value) -> TypeGuard[float]:

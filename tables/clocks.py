@@ -74,14 +74,9 @@ class Silent(Clock):
         since = datetime.fromtimestamp(last // 1_000_000, UTC)
         who = f"{self.subject.name}: no" if self.subject.metric else "no"
         message = f"{who} reading for {self._span}: the last is of {since:%Y-%m-%d %H:%M:%S} UTC"
-        silence = (now - last) / 1_000_000
-        signal = Signal(
-            self._severity,
-            silence,
-            self._for / 1_000_000,
-            f"{message} ({self.labelled(self._severity)})",
-            (now - last) / self._for,
-        )
+        # As it was when it fell due, whenever that is seen.
+        seconds = self._for / 1_000_000
+        signal = Signal(self._severity, seconds, seconds, f"{message} ({self.labelled(self._severity)})", 1.0)
         return [self.tag, last], signal
 
 

@@ -5,13 +5,14 @@ from math import isfinite
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from schemas import alarm, quality, wire
 from schemas.alarm import Facts, Signal, Subject, Transition, rank
 from tables import alarms
 from tables.alarms import Policy
 from tables.channel import Channel, Deep, Series
-from tables.checks import Check, Compiled
+from tables.checks import Check, Detector
 from tables.clocks import Clock
 from tables.detectors import PROFILES, VERSION, Memory, replay, step
 from tables.histograms import Histograms
@@ -25,16 +26,23 @@ Load = Callable[[str, bytes], bytes | None]
 ON_READING: Final = "reading"
 #: Kinds of rules that doubt the data: what they find is an event of quality too.
 _QUALITY: Final[Mapping[str, quality.Kind]] = {"silent": "silent", "gap": "gap", "stuck": "stuck"}
+_TEXT_CHARS: Final = 200
 _MS: Final = 1000
 _NEVER: Final = 1 << 62
 
 
 class Circumstances(Struct, frozen=True):
-    """Of a value: its time and when it was received (µs), and whether it is old news, which pages nobody."""
+    """Of a value: its time and when it was received (µs), and whether it is old news, which pages nobody.
+
+    `at` is no further ahead of its receipt than is believed: an alarm that began in the future could not end before it.
+    """
 
     at: int
     received: int
     replayed: bool
+    #: A reading's time as it says it, and its facility.
+    measured: int = 0
+    facility: str = ""
 
 
 class Judge:
@@ -76,6 +84,13 @@ class Judge:
                     del memories[rule]
             self._settle(each, metric, series)
 
+    def withdraw(self, each: Channel, at: int, said: list[Output]) -> None:
+        """All alarms of a channel end."""
+        for metric, series in each.series.items():
+            for rule in list(series.alarms):
+                _, transitions = alarms.withdraw(series.alarms.pop(rule), at)
+                self._say(each, metric, rule, transitions, said)
+
     @staticmethod
     def _settle(each: Channel, metric: str, series: Series) -> None:
         """Whether every reading of a series must be looked at."""
@@ -101,7 +116,7 @@ class Judge:
                 continue
             if signal.severity is not None and (worst is None or rank(signal.severity) > worst[0]):
                 worst = rank(signal.severity), check, signal
-            self._signal(each, metric, check.rule, signal, found, said)
+            self._signal(each, metric, check, signal, found, said)
         self._heard(each, metric, watch, found, said)
         self._settle(each, metric, series)
         if worst is not None:
@@ -109,9 +124,9 @@ class Judge:
             key, event = alarm.anomaly_event(
                 Subject(*each.identity(metric), check.rule.id),
                 signal,
-                measured_at=found.at,
+                measured_at=found.measured,
                 detected_at=found.received,
-                facility_id=each.tags.get("facility_id", ""),
+                facility_id=found.facility,
             )
             headers = [(HEADER_REPLAYED, b"1")] if found.replayed else []
             said.append(Output("anomalies", each.device_id, key, event, headers))
@@ -122,12 +137,14 @@ class Judge:
         self._settle(each, "", each.series[""])
 
     def _heard(self, each: Channel, metric: str, watch: Watch, found: Circumstances, said: list[Output]) -> None:
+        # Silence is by the clock of who receives, also where a device's own is behind.
+        found = replace(found, at=found.received)
         series = each.series[metric]
         for check in watch.clock:
             if not check.counts and check.rule.id in series.memories:
                 signal = self._step(series.memories, check, found.received, 1)
                 if signal is not None:
-                    self._signal(each, metric, check.rule, signal, found, said)
+                    self._signal(each, metric, check, signal, found, said)
 
     def counted(self, each: Channel, metric: str, start: int, count: int) -> None:
         """So many readings were in a base window that were not counted before."""
@@ -152,7 +169,7 @@ class Judge:
             if stat in numbers:
                 signal = self._step(series.memories, check, found.at, numbers[stat])
                 if signal is not None:
-                    self._signal(each, metric, check.rule, signal, found, said)
+                    self._signal(each, metric, check, signal, found, said)
         self._settle(each, metric, series)
 
     @staticmethod
@@ -198,22 +215,28 @@ class Judge:
         *,
         gap: bool,
     ) -> None:
-        memory = deep.detectors.setdefault(source, {}).setdefault(metric, Memory())
+        memories = deep.detectors.setdefault(source, {})
+        memory = memories.setdefault(metric, Memory())
         histograms = each.histograms.get((source, metric))
         if histograms is None:
             histograms = each.histograms[source, metric] = self._histograms(each, source, metric, memory)
+            memory = memories[metric]
         findings = step(memory, histograms, found.at, value, PROFILES[learner.sensitivity], gap=gap)
         series = each.series[metric]
         for name, detector in learner.rules.items():
             signal: Signal = getattr(findings, name)
             given_up = findings.rebaselined and name == "shift"
-            self._signal(each, metric, detector.rule, detector.says(signal), found, said, given_up=given_up)
+            self._signal(each, metric, detector, detector.says(signal), found, said, given_up=given_up)
         self._settle(each, metric, series)
 
     def _histograms(self, each: Channel, source: str, metric: str, memory: Memory) -> Histograms:
         stored = self._load("histograms", histograms_key(each, source, metric))
         found = Histograms() if stored is None else Histograms.unpack(stored)
-        replay(memory, found)
+        try:
+            replay(memory, found)
+        except ValueError:  # one of the tables was lost or made anew: what is learnt begins again
+            each.opened().detectors[source][metric] = Memory()
+            found = Histograms()
         return found
 
     # -- the clock -----------------------------------------------------------------------------------------------------
@@ -242,8 +265,13 @@ class Judge:
             else:
                 memories[rule] = memory
             if signal is not None:
-                found = Circumstances(due, now, now - due > replay_after)
-                self._signal(each, metric, check.rule, signal, found, said)
+                # How much is missing is judged now, silence is as old as it is.
+                found = (
+                    Circumstances(now, now, replay_after <= 0)
+                    if check.counts
+                    else Circumstances(due, now, now - due > replay_after)
+                )
+                self._signal(each, metric, check, signal, found, said)
             due = check.due(memories.get(rule), last)
         return _NEVER if due is None else max(now + _MS, due)
 
@@ -252,8 +280,12 @@ class Judge:
         later = _NEVER
         # Alarms live by the device's own time, which may be behind.
         behind = max(0, each.seen_ms * _MS - each.newest)
+        # What the clock found is so until a reading comes: it does not expire.
+        lasting = {check.rule.id for check in (each.watches.get(metric) or self.watch(each, metric)).clock}
         for rule, standing in list(held.items()):
             after: alarm.Alarm | None = standing
+            if rule in lasting and standing.on and standing.state != "FLAPPING":
+                continue
             if alarms.due(standing, self._policy) + behind <= now:
                 after, transitions = alarms.expire(standing, now - behind, self._policy)
                 self._say(each, metric, rule, transitions, said)
@@ -284,7 +316,7 @@ class Judge:
         self,
         each: Channel,
         metric: str,
-        rule: Compiled,
+        check: Check | Detector,
         signal: Signal,
         found: Circumstances,
         said: list[Output],
@@ -292,14 +324,17 @@ class Judge:
         given_up: bool = False,
     ) -> None:
         """What a signal does to its alarm."""
+        rule = check.rule
         held = each.series[metric].alarms
         before = held.get(rule.id)
+        if isinstance(signal.value, str) and len(signal.value) > _TEXT_CHARS:
+            signal = replace(signal, value=signal.value[:_TEXT_CHARS])
         if before is None and signal.severity is None:
             return
         if given_up and before is not None:
             after, transitions = alarms.rebaseline(before, found.at)
         else:
-            facts = _facts(each, metric, rule, signal)
+            facts = _facts(each, metric, check, signal)
             after, transitions = alarms.step(before, signal, found.at, self._policy, found.replayed, facts)
         if after is None:
             held.pop(rule.id, None)
@@ -331,12 +366,13 @@ class Judge:
             said += outputs
 
 
-def _facts(each: Channel, metric: str, rule: Compiled, signal: Signal) -> Facts:
+def _facts(each: Channel, metric: str, check: Check | Detector, signal: Signal) -> Facts:
+    rule = check.rule
     return Facts(
         rule.type,
         rule.version,
         VERSION if rule.kind == "detector" else 0,
-        each.series[metric].unit,
+        each.series[metric].unit or check.subject.unit,
         rule.labels.get(signal.severity, "") if signal.severity is not None else "",
         each.tags.get("facility_id", ""),
         each.tags.get("location", ""),

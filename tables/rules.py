@@ -290,7 +290,10 @@ def _check(
         if rule.of is not None:
             return Several(compiled, subject, rule.compare, rungs, written.share(rule.of))
         return Level(compiled, subject, rule.compare, rungs)
-    rungs = ranks(_scaled(rule.levels, scale), {})
+    levels = _scaled(rule.levels, scale)
+    if not all(level > 0 for level in levels.values()):
+        raise ValueError(f"a change of so little in {rule.unit} cannot be told in {subject.unit}")
+    rungs = ranks(levels, {})
     per = _spanned(rule.per) if isinstance(rule, written.RateRule) else (0, "")
     return Change(compiled, subject, rule.direction, rungs, per)
 

@@ -23,9 +23,11 @@ from msgspec import Struct
 
 #: Centroids of a digest: 600 bytes, and percentiles within about a hundredth of the spread.
 _CENTROIDS: Final = 32
+#: Values of a series that wait for a digest in the second size's window.
+_VALUES: Final = 512
 _RANKS: Final = (0.5, 0.95, 0.99)
-#: So many readings of a base window are kept one by one; then they are summed up, and repeats among them are not seen.
-DENSE: Final = 8192
+#: So many numbers of a base window are kept one by one; then they are summed up, and repeats among them are not seen.
+DENSE: Final = 16_384
 
 
 class Window(Struct, frozen=True):
@@ -257,7 +259,7 @@ def add(block: Block, offset: int, values: Mapping[str, float], raws: Mapping[st
     for metric in raws:
         if metric in new:
             block.raws.setdefault(metric, {})[place] = raws[metric]
-    if len(times) >= DENSE:
+    if len(times) * (len(columns) + 1) >= DENSE:
         _condense(block)
     return new
 
@@ -341,7 +343,7 @@ class Roll:
         assert upper is not None  # noqa: S101  for mypy: there it was merged into
         for metric, more in values.items():
             upper.values.setdefault(metric, []).extend(more)
-            if len(upper.values[metric]) >= DENSE:
+            if len(upper.values[metric]) >= _VALUES:
                 _digest_values(upper)
 
     def advance(self, to: int) -> None:
@@ -365,10 +367,10 @@ class Roll:
 
     def correct(
         self, at: int, values: Mapping[str, float], raws: Mapping[str, float], watermark: int
-    ) -> tuple[bool, list[str]]:
+    ) -> tuple[Mapping[str, float], list[str]]:
         """Fold a reading whose base window was closed, or is corrected no more.
 
-        Whether anything of it was new, and the names of the sizes that it came too late for.
+        What of it was new, and the names of the sizes that it came too late for.
         """
         missed = []
         new = values
@@ -383,7 +385,7 @@ class Roll:
                     continue
                 new = add(closed.block, at - start, values, raws)
                 if not new:
-                    return False, []
+                    return {}, []
                 for metric in new:
                     if (moments := summed(closed.block, metric)) is not None:
                         closed.series[metric] = moments
@@ -391,7 +393,7 @@ class Roll:
             else:
                 self._merge(level, at, {metric: _single(at, value) for metric, value in new.items()})
                 break
-        return True, missed
+        return new, missed
 
     def _close(self, level: int, upper: Upper) -> None:
         self._state.uppers[level] = None
@@ -455,4 +457,4 @@ def _digest_values(upper: Upper) -> None:
 def _into(series: dict[str, Moments], more: Mapping[str, Moments]) -> None:
     for metric, moments in more.items():
         found = series.get(metric)
-        series[metric] = moments if found is None else merged(found, moments)
+        series[metric] = copy(moments) if found is None else merged(found, moments)

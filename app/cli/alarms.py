@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from app.cli import _control
+from app.cli import _control, _terminal
 from app.cli._kafka import with_kafka
 from schemas.alarm import SEVERITIES, STATES
 
@@ -47,7 +47,7 @@ def command() -> None:
     """List, show, acknowledge and resolve alarms: what the rules and detectors found wrong with devices.
 
     An alarm is of one metric of a device and one rule. ID is its id or the beginning of it, KEY is
-    DEVICE|CHANNEL|METRIC|RULE, in quotes for the shell.
+    DEVICE|CHANNEL|METRIC|RULE, in quotes for the shell; |MEASUREMENT behind it is needed only to tell two apart.
     """
 
 
@@ -115,7 +115,6 @@ def show(wanted: str, *, as_json: bool) -> None:
     if as_json:
         _print(_as_object(record))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -126,7 +125,7 @@ def show(wanted: str, *, as_json: bool) -> None:
         if value not in {None, ""}:
             # Text, not markup: names may hold brackets.
             table.add_row(name, Text(str(value), style=_STYLES[record.severity] if name == "severity" else ""))
-    Console().print(table)
+    _terminal.show(table)
 
 
 @command.command()
@@ -195,31 +194,24 @@ def _devices(devices: Sequence[Device], held: Held, *, as_json: bool) -> None:
         shown = [{**to_builtins(each), "worst": _as_object(each.worst)} for each in devices]
         _print({"devices": shown, "refused": _refused(held)})
         return
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("device", "severity", "open", "since", "worst"):
-        table.add_column(column, overflow="fold")
+    table = _terminal.table_of("device", "severity", "open", "since", "worst")
     for each in devices:
         table.add_row(
             Text(each.device_id), _severity(each.worst), str(each.open), _time(each.since), Text(each.worst.message)
         )
     if devices:
-        Console().print(table)
+        _terminal.show(table)
     click.echo(f"{len(devices)} device{'' if len(devices) == 1 else 's'} with open alarms", err=True)
 
 
 def _table(records: Sequence[Record]) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", no_wrap=True)
-    for column in ("severity", "state", "raised", "device", "metric", "rule", "what"):
-        table.add_column(column, overflow="fold")
+    table = _terminal.table_of("id", "severity", "state", "raised", "device", "metric", "rule", "what")
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for record in records:
         metric = " ".join(filter(None, [record.channel, record.metric]))
         state = record.state + (f" by {record.acknowledged_by}" if record.state == "ACKNOWLEDGED" else "")
@@ -231,7 +223,7 @@ def _table(records: Sequence[Record]) -> None:
             _time(record.raised_at),
             *map(Text, (record.device_id, metric, record.rule, record.message)),
         )
-    Console().print(table)
+    _terminal.show(table)
 
 
 def _severity(record: Record) -> Any:

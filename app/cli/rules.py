@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from app.cli import _terminal
 from app.cli._kafka import with_kafka
 
 if TYPE_CHECKING:
@@ -134,12 +134,12 @@ def show(id_: str, *, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option("--prune", is_flag=True, help="Also remove what is on the topic and not in FILE.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @_json
-def apply(file: Path, *, prune: bool, dry_run: bool, as_json: bool) -> None:
-    """Make the topic hold the rules of FILE, and show what changes.
+def apply(file: str, *, prune: bool, dry_run: bool, as_json: bool) -> None:
+    """Make the topic hold the rules of FILE, which may be a profile's name too, and show what changes.
 
     A FILE that names its profile brings that one's rules with it; otherwise they stay those that workers start from.
     What is as it should be is not written again. What is only on the topic stays, without --prune.
@@ -151,7 +151,7 @@ def apply(file: Path, *, prune: bool, dry_run: bool, as_json: bool) -> None:
     from schemas.rules import RulesError
 
     try:
-        wanted = rules.read(file)
+        wanted = rules.from_file(file)
     except RulesError as error:
         raise click.ClickException(str(error)) from error
 
@@ -224,8 +224,6 @@ def _in_force() -> tuple[dict[str, tuple[Rule, Source]], bool]:
 
 
 def _report(plan: Plan, *, done: bool, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from app import rules
@@ -236,36 +234,29 @@ def _report(plan: Plan, *, done: bool, as_json: bool) -> None:
         kept = [rules.name(key) for key in plan.kept]
         click.echo(json.dumps({**changes, "kept": kept, "unchanged": plan.unchanged}, indent=2))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rule", "", "what"):
-        table.add_column(column, overflow="fold")
+    table = _terminal.table_of("rule", "", "what")
     words: dict[What, str] = {"added": "add", "changed": "change", "removed": "remove"}
     for change in plan.changes:
         word = change.what if done else words[change.what]
         what = "" if change.value is None else _summary(decode(change.key.decode(), change.value))
         # Text, not markup: names may hold brackets.
         table.add_row(Text(rules.name(change.key)), Text(word, style=_STYLES[change.what]), Text(what))
-    console = Console()
     if plan.changes:
-        console.print(table)
+        _terminal.show(table)
     counts = Counter(change.what for change in plan.changes)
     said = [f"{counts[what]} {what if done else f'to {words[what]}'}" for what in words]
     said += [f"{plan.unchanged} unchanged", f"{len(plan.kept)} only on the topic"]
-    console.print(", ".join(said), highlight=False)
+    click.echo(", ".join(said))
 
 
 def _list(found: Mapping[str, tuple[Rule, Source]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rule", "from", "version", "type", "what"):
-        table.add_column(column, overflow="fold")
+    table = _terminal.table_of("rule", "from", "version", "type", "what")
     for id_, (rule, source) in found.items():
         what = _summary(rule) if rule.enabled else "switched off"
         table.add_row(*map(Text, (id_, source, str(rule.version), rule.type, what)))
-    Console().print(table)
+    _terminal.show(table)
 
 
 def _summary(rule: Rule) -> str:

@@ -269,6 +269,9 @@ class Analysis(Part):
     replay_after: float = setting(
         3600.0, "IOTFLOW_REPLAY_AFTER", text="readings older than this page nobody", unit="s", gt=0
     )
+    forget: float = setting(
+        2_592_000.0, "IOTFLOW_FORGET", text="a channel that is silent for so long is forgotten", unit="s", ge=3600
+    )
     replay: bool = setting(False, "IOTFLOW_REPLAY", text="page nobody at all: everything read is a replay")
     escalate: bool = setting(False, "IOTFLOW_ESCALATE", text="send new alarms to the control tower's topics too")
 

@@ -65,10 +65,13 @@ async def send(pipeline: Pipeline, log: Sequence[Reading], first: int, received_
         await producer.stop()
 
 
-async def doomed(pipeline: Pipeline, dies: str) -> Process:
-    """A worker that kills itself at a step."""
+async def worker(pipeline: Pipeline, received_ms: int, **more: str) -> Process:
+    """A worker whose clock stands at a second after all was received."""
     command = [sys.executable, "-m", "tests.lab.analyze_worker"]
-    return await pipeline.start("analyze", command, IOTFLOW_TEST_DIES=dies)
+    found = await pipeline.start("analyze", command, IOTFLOW_TEST_CLOCK=str(received_ms / 1000 + 1), **more)
+    if not more:
+        await until(found.ready, 60)
+    return found
 
 
 async def said(pipeline: Pipeline, topic: str) -> list[Any]:
@@ -132,14 +135,19 @@ async def settled(pipeline: Pipeline) -> None:
 
 
 def lab(servers: str, folder: Path, **more: str) -> Pipeline:
-    """Two partitions, quick checkpoints, and no clock."""
+    """Two partitions, quick checkpoints, and no rules of the clock: when that is looked at is no matter of records."""
     folder.mkdir(exist_ok=True)
+    rules = folder / "rules.yaml"
+    rules.write_text(
+        "rules: {silent: {kind: silent, for: 1h, enabled: false}, gap: {kind: gap, metric: '*', enabled: false}}"
+    )
     return Pipeline(
         servers,
         {},
         folder,
         IOTFLOW_CHECKPOINT="0.3",
         IOTFLOW_IDLE="86400",
+        IOTFLOW_RULES=str(rules),
         IOTFLOW_PARTITIONS="2",
         IOTFLOW_CHUNK_RECORDS="40",
         **more,
@@ -150,7 +158,7 @@ async def undisturbed(servers: str, folder: Path, log: Sequence[Reading], receiv
     """The same without trouble."""
     async with lab(servers, folder) as pipeline:
         await send(pipeline, log, 0, received_ms)
-        await pipeline.started("analyze")
+        await worker(pipeline, received_ms)
         await settled(pipeline)
         return await outcome(pipeline)
 
@@ -161,12 +169,12 @@ async def killed(servers: str, folder: Path, steps: Sequence[str], log: Sequence
         share = len(log) // len(steps)
         for place, step in enumerate(steps):
             await send(pipeline, log[place * share : (place + 1) * share], place * share, received_ms)
-            process = await doomed(pipeline, f"{step}:{1 + place % 3}")
+            process = await worker(pipeline, received_ms, IOTFLOW_TEST_DIES=f"{step}:{1 + place % 3}")
             async with asyncio.timeout(60):
                 assert await process.process.wait() == -signal.SIGKILL, process.log[-3000:]
         rest = len(steps) * share
         await send(pipeline, log[rest:], rest, received_ms)
-        await pipeline.started("analyze")
+        await worker(pipeline, received_ms)
         await settled(pipeline)
         return await outcome(pipeline)
 

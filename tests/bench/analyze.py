@@ -119,9 +119,11 @@ async def of_worker(bench: Bench, pipeline: Storeless, count: int) -> tuple[Cost
     return found, worker
 
 
-async def complete(bench: Bench, pipeline: Storeless, least: int) -> None:
-    """See that all was acknowledged, and that so many windows were said; raises otherwise."""
+async def complete(bench: Bench, pipeline: Storeless, worker: Process, least: int) -> None:
+    """See that this worker has acknowledged all, and said so many windows; raises otherwise."""
     await pipeline.settled(stages=["analyze"])
+    if worker.process.returncode is not None:
+        raise RuntimeError(f"the worker ended with {worker.process.returncode}:\n{worker.log[-3000:]}")
     found = await load.ends(bench.servers, pipeline.settings.topics.aggregates)
     if found < least:
         raise RuntimeError(f"{least} closed windows should be there, not {found}")
@@ -145,9 +147,9 @@ async def cost(bench: Bench) -> list[Figure]:
             topic = pipeline.settings.topics.decoded
             async with Load(bench.servers, topic, items, times_ms) as sending:
                 await sending.send()
-            ours[every_s], _ = await of_worker(bench, pipeline, count)
+            ours[every_s], worker = await of_worker(bench, pipeline, count)
             _say(f"ours, {every_s:.0f} s between readings of a device", ours[every_s])
-            await complete(bench, pipeline, least_windows(DEVICES, count // DEVICES, every_s))
+            await complete(bench, pipeline, worker, least_windows(DEVICES, count // DEVICES, every_s))
             if read is None:
                 async with Contender(bench.spec("ours-read", topic)) as contender:
                     read = await measured(bench, contender.pid, lambda c=contender: _told(c), count)  # type: ignore[misc]
@@ -244,7 +246,7 @@ async def memory(bench: Bench) -> list[Figure]:
             await sending.send()
         found, worker = await of_worker(bench, pipeline, count)
         _say(f"{devices:,} devices", found)
-        await complete(bench, pipeline, least_windows(devices, _HELD_TURNS, _HELD_EVERY_S))
+        await complete(bench, pipeline, worker, least_windows(devices, _HELD_TURNS, _HELD_EVERY_S))
         channels = total(worker.metrics(), "iotflow_channels")
         after = rss_mb(worker.process.pid)
     if channels != devices:

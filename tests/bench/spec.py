@@ -115,7 +115,18 @@ def command(spec: Spec) -> Sequence[str]:
     """Faust contenders run under the same command line as our workers, the others as a script."""
     if spec.kind.startswith("bare"):
         return [sys.executable, "-m", "tests.bench.bare"]
-    return [sys.executable, "-m", "faust", "-A", "tests.bench.faust_app", "-L", "uvloop", "--quiet", "worker"]
+    return [
+        sys.executable,
+        "-m",
+        "faust",
+        "-A",
+        "tests.bench.faust_app",
+        "-L",
+        "uvloop",
+        "--quiet",
+        "worker",
+        "--without-web",
+    ]
 
 
 class Contender:

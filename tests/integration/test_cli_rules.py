@@ -127,6 +127,7 @@ def test_tables_for_people(made: Command) -> None:
     assert ["oven", "added", "temperature: >= 60 °C WARN 70 °C EMERGENCY"] in rows
     assert done.stdout.splitlines()[-1] == "2 added, 0 changed, 0 removed, 0 unchanged, 0 only on the topic"
     listed = [line.split(maxsplit=4) for line in made("ls").stdout.splitlines()]
+    assert {row[0] for row in listed} == {"rule", "oven", *profile("fire").rules}  # without a terminal nothing folds
     assert ["smoke", "topic", "1", "CUSTOM", "switched off"] in [[part.strip() for part in row] for row in listed]
     changed = made("apply", made.file(rules={"oven": {**HEAT, "for": "30s"}}))
     assert "oven: changes without a new version; alarms name it, so make it 2" in changed.stderr

@@ -67,7 +67,7 @@ class Kept:
         """A checkpoint of what was folded below offset `upto`; False when the process dies before the step `dies`."""
         snapshot: Snapshot = partition.snapshot(1)
         for step, does in (
-            ("state", lambda: self.state.update(snapshot.states)),
+            ("state", lambda: self._states(snapshot)),
             ("outputs", lambda: self.said.extend(snapshot.outputs)),
             ("side", lambda: self._side(snapshot)),
             ("ack", lambda: setattr(self, "acknowledged", upto)),
@@ -77,6 +77,21 @@ class Kept:
             does()
         snapshot.done()
         return True
+
+    def clock(self, partition: Partition, now_ms: int) -> list[Output]:
+        """The time is so; what is said of that, after a checkpoint."""
+        while partition.expire(now_ms):
+            pass
+        known = len(self.said)
+        self.keep(partition, self.acknowledged)
+        return self.said[known:]
+
+    def _states(self, snapshot: Snapshot) -> None:
+        for key, value in snapshot.states:
+            if value is None:
+                self.state.pop(key, None)
+            else:
+                self.state[key] = value
 
     def _side(self, snapshot: Snapshot) -> None:
         for table, key, value in snapshot.stored():

@@ -126,17 +126,20 @@ class Tally:
             self.changed.add(record.key)
         return outputs
 
-    def expire(self, now_ms: int) -> list[Output]:
+    full = False
+
+    def expire(self, now_ms: int) -> bool:
         """Count."""
         del now_ms
         self.expired += 1
-        return []
+        return False
 
-    def snapshot(self, generation: int) -> Snapshot:
+    def snapshot(self, generation: int, most: int | None = None) -> Snapshot:
         """What has changed."""
+        del most
         return Snapshot(self, generation)
 
-    def acknowledge(self, key: str, by: str, at: int) -> list[Output]:
+    def acknowledge(self, key: str, by: str, at: int) -> None:
         """There are no alarms to acknowledge."""
         raise LookupError(f"{key} {by} {at}")
 

@@ -152,7 +152,7 @@ def test_the_members_of_a_record() -> None:
         "value": 600.0,
         "threshold": 500.0,
         "message": SMOKE.message,
-        "score": 0.0,
+        "score": None,
         "expected_low": None,
         "expected_high": None,
         "facility_id": "FAC001",

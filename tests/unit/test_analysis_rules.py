@@ -147,10 +147,10 @@ def test_silence_is_an_alarm_and_the_next_reading_clears_it() -> None:
     partition = store.begin()
     log = records([fire(at=0, temperature=20.0), fire(at=9000, temperature=20.0)])
     partition.fold(log[:1], log[0].timestamp)
-    assert not states(partition.expire(log[0].timestamp + 3_500_000))
-    (raised,) = states(partition.expire(log[0].timestamp + 3_601_000))
+    assert not states(store.clock(partition, log[0].timestamp + 3_500_000))
+    (raised,) = states(store.clock(partition, log[0].timestamp + 3_601_000))
     assert (raised.values["rule"], raised.values["kind"], raised.values["state"]) == ("silent", "COMM", "ACTIVE")
-    assert not states(partition.expire(log[0].timestamp + 3_700_000))
+    assert not states(store.clock(partition, log[0].timestamp + 3_700_000))
     store.keep(partition, 1)
     partition = store.begin()
     assert [state.values["state"] for state in states(partition.fold(log[1:], log[1].timestamp))] == ["CLEARED"]
@@ -162,11 +162,13 @@ def test_an_alarm_is_acknowledged_and_resolved_by_hand() -> None:
     log = records([fire(temperature=85.0)])
     said = partition.fold(log, log[0].timestamp)
     key = next(output.key for output in said if output.topic == "alarms").decode()
-    (state,) = states(partition.acknowledge(key, "kim", log[0].timestamp * 1000 + 1))
+    partition.acknowledge(key, "kim", log[0].timestamp * 1000 + 1)
+    (state,) = states(store.clock(partition, log[0].timestamp))
     assert (state.values["state"], state.values["acknowledged_by"]) == ("ACKNOWLEDGED", "kim")
     with pytest.raises(LookupError, match="nothing to do"):
         partition.acknowledge(key, "kim", log[0].timestamp * 1000 + 2)
-    (state,) = states(partition.resolve(key, "kim", log[0].timestamp * 1000 + 3))
+    partition.resolve(key, "kim", log[0].timestamp * 1000 + 3)
+    (state,) = states(store.clock(partition, log[0].timestamp))
     assert state.values["state"] == "RESOLVED"
     with pytest.raises(LookupError, match="no alarm"):
         partition.resolve(key.replace("EQ002", "EQ999"), "kim", 0)
@@ -229,7 +231,7 @@ def test_silence_and_gaps_are_events_of_quality_too() -> None:
     partition = store.begin()
     log = records([fire(at=0, temperature=20.0)])
     partition.fold(log, log[0].timestamp)
-    said = partition.expire(log[0].timestamp + 3_601_000)
+    said = store.clock(partition, log[0].timestamp + 3_601_000)
     (event,) = [wire.read(output.value) for output in said if output.topic == "quality"]
     assert event.values["kind"] == "silent"
 

@@ -98,6 +98,18 @@ def test_an_alarm_is_found_by_as_much_as_tells_it_from_others() -> None:
             find([one, other], wanted)
 
 
+def test_a_key_needs_its_measurement_only_where_two_differ_in_nothing_else() -> None:
+    fire, other = alarm("f", key="d||t|hot|fire"), alarm("o", key="d||t|cold|fire")
+    assert find([fire, other], "d||t|hot") is fire
+    plain, third = alarm("p", key="d||t|hot"), alarm("w", key="d||t|hot|weather")
+    assert find([fire, plain], "d||t|hot") is plain
+    assert find([fire, third], "d||t|hot|weather") is third
+    with pytest.raises(AlarmError, match=r"^2 alarms have a key that begins with 'd\|\|t\|hot': f, w$"):
+        find([fire, third], "d||t|hot")
+    with pytest.raises(AlarmError, match="no alarm has"):
+        find([plain], "d||t")
+
+
 def test_a_whole_id_is_found_also_where_it_begins_another() -> None:
     one, other = alarm("aaaa"), alarm("aaaa2")
     assert find([other, one], "aaaa") is one

@@ -94,6 +94,14 @@ def test_a_file_brings_its_own_rules_and_those_of_a_profile_that_it_names() -> N
     assert {change.key for change in with_profile.changes} == {b"oven", *map(str.encode, profile("display").rules)}
 
 
+def test_a_profile_is_applied_whole_by_its_name() -> None:
+    planned = rules.plan(rules.from_file("display"), there(), prune=False)
+    assert {change.key.decode() for change in planned.changes} == set(profile("display").rules)
+    done = run("apply", "display")
+    assert done.exit_code == 1
+    assert "127.0.0.1:1" in done.stderr  # it is no file that is missing
+
+
 def test_only_what_differs_is_written() -> None:
     held = there(oven=HEAT, old=HEAT, changed=HEAT)
     held.values |= {b"broken": b"{", b"a/b": b"{}"}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from app import rules as files
 from app import yaml
@@ -540,7 +541,7 @@ def test_the_same_again_is_no_change() -> None:
 
 
 def test_from_a_profile_or_a_file(tmp_path: Path) -> None:
-    assert files.from_file("display") is profile("display")
+    assert files.from_file("display") == structs.replace(profile("display"), said=True)
     path = tmp_path / "rules.yaml"
     path.write_text("profile: none\nrules:\n  r: {metric: t, levels: {WARN: 1}, on: 5m}\n")
     found = files.from_file(str(path))
