@@ -3,7 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
@@ -31,13 +32,13 @@ def config(settings: Settings, stage: str = "") -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": Json, "stage": stage}},
         # A factory, so that no secret stands in the mapping itself, which may be printed.
-        "filters": {"redact": {"()": lambda: redact}},
+        "filters": {"sparing": {"()": Sparing}, "redact": {"()": lambda: redact}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "stream": "ext://sys.stderr",
                 "formatter": "json",
-                "filters": ["redact"],
+                "filters": ["sparing", "redact"],
             }
         },
         "loggers": {name: {"level": level} for name, level in levels.items()},
@@ -72,6 +73,34 @@ class Json(logging.Formatter):
             return json.dumps(line, default=str, skipkeys=True, allow_nan=False)
         except ValueError:  # not a number, or a loop
             return json.dumps({name: value if isinstance(value, int) else str(value) for name, value in line.items()})
+
+
+class Sparing(logging.Filter):
+    """Lets what aiokafka says again and again pass once in a while, with how often it was said since (`repeated`).
+
+    While a broker is away each of its clients says so some hundred times a second, and what matters is not seen.
+    """
+
+    def __init__(self, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._every_s = every_s
+        self._clock = clock
+        #: When a line of this logger was last let pass, and how many were not since then.
+        self._said: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record passes."""
+        if not record.name.startswith("aiokafka"):
+            return True
+        place, now = (record.name, record.lineno), self._clock()
+        since, kept = self._said.get(place, (-self._every_s, 0))
+        if now - since < self._every_s:
+            self._said[place] = since, kept + 1
+            return False
+        if kept:
+            record.repeated = kept
+        self._said[place] = now, 0
+        return True
 
 
 class Redact(logging.Filter):

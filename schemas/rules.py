@@ -367,12 +367,14 @@ def parse(document: object) -> RuleSet:
     """
     if not isinstance(document, Mapping | None):
         raise RulesError([f"must be an object with the members profile and rules, not {quoted(document)}"])
-    try:
-        file = _File.model_validate({} if document is None else document)
-    except ValidationError as error:
-        raise RulesError(explained(error)) from error
-    own: dict[str, Rule] = {}
     problems: list[str] = []
+    own: dict[str, Rule] = {}
+    said = {} if document is None else dict(document)
+    try:
+        file = _File.model_validate(said)
+    except ValidationError as error:
+        problems += explained(error)
+        file = _File(rules=said["rules"] if isinstance(said.get("rules"), dict) else {})
     for id_, body in file.rules.items():
         try:
             own[id_] = _rule(id_, body)

@@ -216,3 +216,20 @@ def test_faust_takes_it(configured: Set) -> None:
     logging.getLogger("app").info("x")
 
     assert [line["stage"] for line in lines()] == ["decode"]
+
+
+def test_what_aiokafka_says_again_and_again_passes_once_in_a_while() -> None:
+    now = 0.0
+    sparing = logs.Sparing(10.0, lambda: now)
+
+    def said(name: str, line: int = 1) -> logging.LogRecord:
+        return logging.LogRecord(name, logging.ERROR, __file__, line, "Unable connect to node %s", (1,), None)
+
+    assert sparing.filter(said("aiokafka.client"))
+    assert not any(sparing.filter(said("aiokafka.client")) for _ in range(99))
+    assert sparing.filter(said("aiokafka.client", line=2)), "another line is something else"
+    assert all(sparing.filter(said("app.lag")) for _ in range(9)), "ours are few"
+    now = 10.0
+    again = said("aiokafka.client")
+    assert sparing.filter(again)
+    assert vars(again)["repeated"] == 99

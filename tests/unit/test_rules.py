@@ -566,3 +566,9 @@ def test_a_files_problems_name_it(tmp_path: Path) -> None:
 
 def test_kinds_are_known_by_their_names() -> None:
     assert {name: model.KIND for name, model in rules.KINDS.items()} == {name: name for name in rules.KINDS}
+
+
+def test_a_wrong_profile_hides_nothing_of_what_else_is_wrong() -> None:
+    with pytest.raises(RulesError) as caught:
+        parse({"profile": "fir", "rules": {"r": {"metric": "t"}}})
+    assert [line.partition(":")[0] for line in caught.value.problems] == ["profile", "rules.r.levels"]
