@@ -92,7 +92,7 @@ async def _run(bench: Bench, pipeline: Pipeline, lab: StoreLab | None) -> Run:
         between("raw", "said"),
         between("raw", "decoded"),
         between("decoded", "said"),
-        watch.shares(begun, ended),
+        {name: share for name, share in watch.shares(begun, ended).items() if name in watch.peak_mb},
         watch.peak_mb["analyze"],
         total(metrics, "iotflow_checkpoint_seconds_sum") / checkpoints * 1000,
         sent / (ended - begun),

@@ -8,7 +8,6 @@ names as there are to be devices: what compaction leaves of an hour of load. Com
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
