@@ -1,6 +1,7 @@
 """The analyze stage: decoded chunks are folded into state, and a checkpoint makes that state, and what it gave, safe.
 
-A chunk is acknowledged only by a checkpoint. Its steps, each for all partitions before the next begins:
+A chunk is acknowledged only by a checkpoint. Its steps, each for all partitions before the next begins; the first four
+are gone through again and again, for some hundred states at a time:
 
 1. `outputs`: what was sent at once (alarms, events) while the chunks were folded is acknowledged by the broker;
 2. `state`: the changelog has every state that has changed, and with it what is still to be sent (closed windows);
@@ -42,6 +43,8 @@ STATE: Final = "state"
 _TICK_S: Final = 1.0
 #: The event loop has other things to do between so many states that are restored.
 _SLICE: Final = 200
+#: States of a partition that are written in one round of a checkpoint.
+_ROUND: Final = 500
 
 Entry = tuple[bytes, bytes | None]
 Load = Callable[[str, bytes], bytes | None]
@@ -511,38 +514,49 @@ class Analyzer:
 
     async def _checkpoint(self) -> None:
         began = time.monotonic()
-        taken: list[tuple[_Owned, Snapshot, int]] = []
-        for owned in list(self._owned.values()):
-            chunks_in_it = len(owned.held)
-            # In slices, so that an alarm need not wait for ten thousand states. What is folded in between is in a later
-            # slice, or in the next checkpoint; its chunk is acknowledged by that.
-            for _ in range(0, max(1, owned.part.dirty), _SLICE):
-                taken.append((owned, owned.part.snapshot(self._generation, _SLICE), chunks_in_it))
-                chunks_in_it = 0
+        owners = [(owned, len(owned.held)) for owned in self._owned.values()]
+        left = {owned.number: owned.part.dirty for owned, _ in owners}
+        states = 0
+        # In rounds, so that memory is bounded and an alarm need not wait for ten thousand states. What is folded in
+        # between is in a later round, or in the next checkpoint, and its chunk is acknowledged by that.
+        while True:
+            taken: list[tuple[_Owned, Snapshot]] = []
+            for owned, _ in owners:
+                most = min(_ROUND, left[owned.number])
+                taken.append((owned, owned.part.snapshot(self._generation, most)))
+                left[owned.number] -= most
                 await asyncio.sleep(0)
-        await self._outbox.settled()
-        self.at("outputs")
-        for owned, snapshot, _ in taken:
-            await self._write(STATE, owned.number, snapshot.states, anew=owned.anew)
+            states += sum(len(snapshot.states) for _, snapshot in taken)
+            await self._keep(taken)
+            if not any(left.values()):
+                break
+        for owned, chunks_in_it in owners:
             owned.anew = False
-        self.at("state")
-        for _, snapshot, _ in taken:
-            self._post(snapshot.outputs)
-        await self._outbox.settled()
-        self.at("emitted")
-        for owned, snapshot, _ in taken:
-            await self._write_sides(owned.number, snapshot)
-        self.at("side")
-        for owned, snapshot, chunks_in_it in taken:
-            snapshot.done()
             for _ in range(chunks_in_it):
                 held, records = owned.held.popleft()
                 held.ack()
                 self._chunks -= 1
                 self._records -= records
-        self._telemetry.checkpoint(time.monotonic() - began, sum(len(snapshot.states) for _, snapshot, _ in taken))
+        self._telemetry.checkpoint(time.monotonic() - began, states)
         self._telemetry.channels(sum(len(owned.part) for owned in self._owned.values()))
         self.at("acked")
+
+    async def _keep(self, taken: Sequence[tuple[_Owned, Snapshot]]) -> None:
+        """One round: a snapshot of each partition, each step for all of them before the next."""
+        await self._outbox.settled()
+        self.at("outputs")
+        for owned, snapshot in taken:
+            await self._write(STATE, owned.number, snapshot.states, anew=owned.anew)
+        self.at("state")
+        for _, snapshot in taken:
+            self._post(snapshot.outputs)
+        await self._outbox.settled()
+        self.at("emitted")
+        for owned, snapshot in taken:
+            await self._write_sides(owned.number, snapshot)
+        self.at("side")
+        for _, snapshot in taken:
+            snapshot.done()
 
     async def _write_sides(self, number: int, snapshot: Snapshot) -> None:
         by_table: dict[str, list[Entry]] = {}

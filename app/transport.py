@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 #: A full queue stops the fetch loop, and aiokafka leaves the group for good after this long (6); the session time-out
 #: still finds dead workers, and the watchdog live ones that do nothing.
 MAX_POLL_INTERVAL_S = 86_400.0
+#: So long a broker may wait for records. Faust's 1,500 is how long a partition with records stood behind those without,
+#: since a client asks a broker for one thing at a time, and the partitions that it still has records of are not in it.
+FETCH_WAIT_MS = 50
 #: Queued chunks per agent; the transport's own bounds are reached first.
 QUEUED_CHUNKS = 64
 #: A chunk that stays unacknowledged this long while later ones of its partition are acknowledged is a fault.
@@ -118,6 +121,7 @@ class Thread(stock.AIOKafkaConsumerThread):
         """As Faust makes it, but blind to what an aborted transaction wrote: Faust looks away only for its own."""
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # noqa: SLF001  Faust has no setting for it
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001  Faust has set it
         return consumer
 
     async def on_start(self) -> None:

@@ -26,7 +26,7 @@ from schemas.record import Record
 from tables import alarms, channel, output, windows
 from tables.alarms import Policy
 from tables.channel import Channel, Deep
-from tables.detectors import RUN, Memory, trim
+from tables.detectors import RUN, trim
 from tables.judge import ON_READING, Circumstances, Judge, Load
 from tables.output import HOUR, Change, Output, closed_window, deferred, numbers, report, window_key
 from tables.rules import Book
@@ -118,10 +118,10 @@ class Partition:
         found = channel.restore(key, value, self.config.sizes)
         self._channels[found.measurement, found.device_id, found.name] = found
         found.expected = self._named(found.measurement)
-        if found.pending or found.latest_due or found.opened().windows.loose:
+        found.saying = bool(found.opened().windows.loose)
+        found.shut()
+        if found.pending or found.latest_due or found.saying:
             self.touch(found)
-        else:
-            found.shut()
 
     def rewind(self, end: int) -> int:
         """See to it that no record is taken for folded because of a topic that ended beyond `end`, where it ends now.
@@ -153,21 +153,22 @@ class Partition:
         return found
 
     def _keep(self, each: Channel, generation: int, found: "Snapshot") -> None:
-        kept = _Kept(each, len(each.pending), [], [], each.seen_ms)
+        kept = _Kept(each, len(each.pending), set(), [], each.seen_ms)
         found.outputs += output.pending(each)
-        if each.deep is not None:
-            for closed in each.deep.windows.loose:
+        if each.saying:
+            deep = each.opened()
+            for closed in deep.windows.loose:
                 size = self.config.sizes[closed.level]
                 found.outputs += output.aggregates(each, size, closed)
-                if closed.start in each.deep.windows.archived[closed.level]:  # else it is corrected no more
+                if closed.start in deep.windows.archived[closed.level]:  # else it is corrected no more
                     found.side.append(output.archived(each, size, closed))
-                kept.loose.append((closed, closed.version))
+                kept.loose.add((closed.level, closed.start, closed.version))
             for (source, metric), histograms in each.histograms.items():
-                memory = each.deep.detectors[source][metric]
-                if len(memory.log) >= _LOG_BYTES:
+                if len(deep.detectors[source][metric].log) >= _LOG_BYTES:
                     key = output.histograms_key(each, source, metric)
                     found.side.append(Change("histograms", key, histograms.pack()))
-                    kept.logs.append((memory, histograms.n))
+                    kept.logs.append((source, metric, histograms.n))
+        each.shut()
         if each.latest_due and each.latest:
             found.outputs.append(output.last_values(each))
         if each.forgotten and not each.pending and not kept.loose:
@@ -383,9 +384,10 @@ class Partition:
             roll, deep = self._opened(each)
             if roll.closed(0, start) or start + self._base.size + self._base.late <= each.watermark:
                 self._correct(each, record, at, values, raws, roll, said)
-                if not deep.windows.loose:
-                    each.shut()
+                each.saying = bool(deep.windows.loose)
+                each.shut()
                 return
+            each.shut()
             ahead = at > each.newest or len(blocks) > 2 * _OPEN
             if ahead and (len(blocks) >= _OPEN or each.weight > _HEAVY):  # those that are not ahead are few: they close
                 self.tally["ahead"] += 1
@@ -394,8 +396,6 @@ class Partition:
             block = Block(start, [], {}, {}, {})
             blocks.append(block)
             blocks.sort(key=lambda other: other.start)
-            if not deep.windows.loose:
-                each.shut()
             each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)
         elif at > each.newest and each.weight > 2 * _HEAVY:
             self.tally["ahead"] += 1
@@ -404,7 +404,7 @@ class Partition:
         if len(windows.add(block, at - start, values, raws)) < len(values):
             self.tally["duplicate"] += 1
         each.weight += len(values) + 1
-        if each.weight > _HEAVY and each.deep is not None and each.deep.windows.loose:
+        if each.weight > _HEAVY and each.saying:
             self.full = True
 
     def _correct(  # noqa: PLR0913  as `_fold`
@@ -454,6 +454,8 @@ class Partition:
         for level, start in roll.prune(each.watermark):
             self._gone.append(Change("windows", window_key(each, self.config.sizes[level], start), None))
         each.pending += deferred(said)
+        each.saying = bool(deep.windows.loose)
+        each.shut()
         self.touch(each)
 
     def _advance(self, each: Channel, deep: Deep, roll: Roll, to: int, said: list[Output]) -> None:
@@ -537,6 +539,7 @@ class Partition:
         for source, memories in deep.detectors.items():
             for metric in memories:
                 self._gone.append(Change("histograms", output.histograms_key(each, source, metric), None))
+        each.shut()
         each.forgotten = True
         self.touch(each)
 
@@ -547,8 +550,7 @@ class Partition:
         for size, upper in zip(self.config.sizes, deep.windows.uppers, strict=True):
             if upper is not None:
                 ends.append(upper.start + size.size)
-        if not deep.windows.loose:
-            each.shut()
+        each.shut()
         return ends
 
     # -- people --------------------------------------------------------------------------------------------------------
@@ -578,8 +580,9 @@ class _Kept(NamedTuple):
 
     channel: Channel
     pending: int
-    loose: list[tuple[Closed, int]]
-    logs: list[tuple[Memory, int]]
+    #: Windows by size and start, with their versions, and histograms by source and metric, with their updates.
+    loose: set[tuple[int, int, int]]
+    logs: list[tuple[str, str, int]]
     seen_ms: int
 
 
@@ -609,14 +612,16 @@ class Snapshot:
             del each.pending[:pending]
             if each.seen_ms == seen_ms and not each.touched:
                 each.latest_due = False
-            if each.deep is not None:
-                gone = {id(closed) for closed, version in loose if closed.version == version}
-                each.deep.windows.loose = [closed for closed in each.deep.windows.loose if id(closed) not in gone]
-                for memory, updates in logs:
-                    trim(memory, updates)
-                if not each.deep.windows.loose:
-                    each.shut()
-            weigh(each)
+            if loose:
+                deep = each.opened()
+                deep.windows.loose = [
+                    closed for closed in deep.windows.loose if (closed.level, closed.start, closed.version) not in loose
+                ]
+                for source, metric, updates in logs:
+                    trim(deep.detectors[source][metric], updates)
+                each.saying = bool(deep.windows.loose)
+                weigh(each)
+                each.shut()
             if each.forgotten:
                 self._partition.touch(each)  # now that nothing of it waits any more
         self._partition.full = False

@@ -111,6 +111,7 @@ class Channel:
         "pending",
         "position",
         "reported",
+        "saying",
         "seen_ms",
         "series",
         "sources",
@@ -159,6 +160,8 @@ class Channel:
         self.look_at = 0
         self.touched = False
         self.forgotten = False
+        #: It has closed windows that are not stored apart yet.
+        self.saying = False
         #: The numbers that it keeps one by one.
         self.weight = 0
 
