@@ -36,7 +36,7 @@ _CACHE_BYTES: Final = 8 * 2**20
 #: Of each partition of each table. RocksDB's own would be three times 64 MiB.
 _LIMITS: Final[Mapping[str, int]] = {
     "block_cache_size": _CACHE_BYTES,
-    "write_buffer_size": 4 * 2**20,
+    "write_buffer_size": 2**20,
     "max_write_buffer_number": 2,
     "target_file_size_base": 8 * 2**20,
     "max_open_files": 64,
