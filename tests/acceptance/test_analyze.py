@@ -257,3 +257,53 @@ async def test_a_worker_that_stops_in_good_order_leaves_nothing_to_do_again(kafk
         await asyncio.sleep(2)
         assert again.metric("iotflow_records_total") == 0
         assert again.metric("iotflow_channels") == DEVICES
+
+
+S4: list[dict[str, Any]] = [
+    {"equipment_id": "EQ001", "facility_id": "FAC001", "temperature": 25.5, "humidity": 60.2, "smoke_density": 0.001},
+    {"equipment_id": "EQ002", "facility_id": "FAC001", "temperature": 85.0, "humidity": 65.0},
+    {"equipment_id": "EQ003", "facility_id": "FAC001", "smoke_density": 600.0},
+    {"equipment_id": "EQ004", "temperature": 120.0, "co_level": 50.0},
+    *({"equipment_id": f"EQ1{number:02}", "temperature": 20 + number % 10} for number in range(100)),
+]
+
+
+async def test_s4s_examples_are_exactly_the_events_that_they_must_be(kafka_servers: str, tmp_path: Path) -> None:
+    """From a raw payload to the event that a control tower reads, through decode and analyze."""
+    async with Pipeline(kafka_servers, {}, tmp_path, dialect="fire", IOTFLOW_ESCALATE="true") as pipeline:
+        await pipeline.started_all(["decode", "analyze"])
+        now = datetime.now(UTC).replace(microsecond=0)
+        producer = AIOKafkaProducer(**kafka.client_args(pipeline.settings))
+        await producer.start()
+        try:
+            for payload in S4:
+                value = json.dumps({"measured_at": now.isoformat(), **payload}).encode()
+                await producer.send_and_wait(pipeline.raw, value, key=payload["equipment_id"].encode())
+        finally:
+            await producer.stop()
+        topics = pipeline.settings.topics
+
+        async def heard() -> bool:
+            return len(await said(pipeline, topics.anomalies)) >= 4
+
+        await until(heard, 30)
+        await pipeline.settled(stages=["decode", "analyze"])
+        found = {}
+        for record in await said(pipeline, topics.anomalies):
+            event = json.loads(record.value)
+            assert record.key.decode() == event["equipment_id"]
+            assert set(event) == {
+                *("version", "event_id", "equipment_id", "facility_id", "metric", "value", "threshold", "rule_id"),
+                *("measured_at", "detected_at", "severity"),
+            }
+            found[event["equipment_id"], event["metric"]] = (event["value"], event["threshold"], event["severity"])
+            assert event["facility_id"] == (None if event["equipment_id"] == "EQ004" else "FAC001")
+        assert found == {
+            ("EQ002", "temperature"): (85.0, 80.0, "WARN"),
+            ("EQ003", "smoke_density"): (600.0, 500.0, "EMERGENCY"),
+            ("EQ004", "temperature"): (120.0, 95.0, "EMERGENCY"),
+            ("EQ004", "co_level"): (50.0, 50.0, "WARN"),
+        }
+        warned = {json.loads(record.value)["equipment_id"] for record in await said(pipeline, topics.warnings)}
+        pressing = {json.loads(record.value)["equipment_id"] for record in await said(pipeline, topics.emergencies)}
+        assert (warned, pressing) == ({"EQ002", "EQ004"}, {"EQ003", "EQ004"})
