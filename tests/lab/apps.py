@@ -30,7 +30,7 @@ def unique(name: str) -> str:
 
 
 def own_topics(name: str, dialect: str = "telemetry") -> dict[str, str]:
-    """The variables of topics that no other test has."""
+    """The variables of topics that no other test has; tables' topics are called after the apps."""
     own = (
         *("DEAD_LETTER", "DEAD_LETTER_STATE", "REGISTRY", "RULES", "CONTROL", "STATUS", "STORAGE_METADATA", "SAVED"),
         *("AGGREGATES", "ALARMS", "ANOMALIES", "WARNINGS", "EMERGENCIES", "LATEST", "LATE", "QUALITY", "QUARANTINE"),
@@ -38,6 +38,7 @@ def own_topics(name: str, dialect: str = "telemetry") -> dict[str, str]:
     return {
         "KAFKA_RAW_TOPICS": f"{name}-raw:{dialect}",
         "KAFKA_INPUT_TOPIC": f"{name}-decoded",
+        "IOTFLOW_APP_PREFIX": name,
         **{f"IOTFLOW_{topic}_TOPIC": f"{name}-{topic.lower()}" for topic in own},
     }
 
