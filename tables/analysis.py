@@ -28,14 +28,25 @@ from tables.alarms import Policy
 from tables.channel import Channel, Deep
 from tables.detectors import RUN, trim
 from tables.judge import ON_READING, Circumstances, Judge, Load
-from tables.output import HOUR, Change, Output, closed_window, deferred, numbers, report, window_key
+from tables.output import (
+    HOUR,
+    Change,
+    Output,
+    closed_window,
+    closed_windows,
+    deferred,
+    numbers,
+    packed_windows,
+    report,
+    windows_key,
+)
 from tables.rules import Book
 from tables.windows import Block, Closed, Moments, Roll, Window
 
 #: Base windows of a channel that are open at once: what is ahead is of no window then.
 _OPEN: Final = 64
 #: Metrics of a channel that are watched: its state must fit in a message.
-METRICS: Final = 128
+METRICS: Final = 100
 #: More sensors than this without a value are worth an event, as S4 has it.
 _MISSING: Final = 3
 #: So many bytes of a series' log of updates are kept in the state before its histograms are stored anew.
@@ -48,6 +59,8 @@ _SOURCED: Final = 3
 _HEAVY: Final = 32_768
 #: A record of the last values is not larger.
 _LATEST_BYTES: Final = 65_536
+#: Base windows that can be corrected are kept reading by reading up to so much.
+_ENTRY_BYTES: Final = 400_000
 #: Channels that are looked at in one go.
 _AT_ONCE: Final = 500
 #: Nothing is received, and nothing is of a time, after the year 9999.
@@ -158,11 +171,9 @@ class Partition:
         if each.saying:
             deep = each.opened()
             for closed in deep.windows.loose:
-                size = self.config.sizes[closed.level]
-                found.outputs += output.aggregates(each, size, closed)
-                if closed.start in deep.windows.archived[closed.level]:  # else it is corrected no more
-                    found.side.append(output.archived(each, size, closed))
+                found.outputs += output.aggregates(each, self.config.sizes[closed.level], closed)
                 kept.loose.add((closed.level, closed.start, closed.version))
+            found.side += self._archive(each, deep)
             for (source, metric), histograms in each.histograms.items():
                 if len(deep.detectors[source][metric].log) >= _LOG_BYTES:
                     key = output.histograms_key(each, source, metric)
@@ -177,6 +188,21 @@ class Partition:
             return
         found.states.append((each.key, each.pack(generation, self.config.sizes)))
         found.kept.append(kept)
+
+    def _archive(self, each: Channel, deep: Deep) -> Iterator[Change]:
+        """The entries of the table `windows` with those that are let go of, and without those that are too old."""
+        fresh: dict[int, dict[int, bytes]] = {}
+        for closed in deep.windows.loose:
+            fresh.setdefault(closed.level, {})[closed.start] = output.archived(closed)
+        for level, entries in fresh.items():
+            key = windows_key(each, self.config.sizes[level])
+            stored = self._load("windows", key)
+            known = {**closed_windows(stored), **entries} if stored is not None else entries
+            starts = set(deep.windows.archived[level])
+            left = {start: packed for start, packed in known.items() if start in starts}
+            if level == 0:
+                _fit(left)
+            yield Change("windows", key, packed_windows(left) if left else None)
 
     def touch(self, each: Channel) -> None:
         """It belongs into the next snapshot."""
@@ -431,7 +457,8 @@ class Partition:
         sizes = self.config.sizes
 
         def fetch(level: int, start: int) -> Closed | None:
-            packed = self._load("windows", window_key(each, sizes[level], start))
+            stored = self._load("windows", windows_key(each, sizes[level]))
+            packed = closed_windows(stored).get(start) if stored is not None else None
             return None if packed is None else closed_window(packed)
 
         return Roll(deep.windows, sizes, fetch), deep
@@ -451,8 +478,7 @@ class Partition:
                 self._closed(each, Closed(0, block.start, block, series, {}, []), said, gap=gap)
                 deep.judged = block.start
         self._advance(each, deep, roll, to, said)
-        for level, start in roll.prune(each.watermark):
-            self._gone.append(Change("windows", window_key(each, self.config.sizes[level], start), None))
+        roll.prune(each.watermark)
         each.pending += deferred(said)
         each.saying = bool(deep.windows.loose)
         each.shut()
@@ -534,8 +560,7 @@ class Partition:
         self._judge.withdraw(each, each.newest, said)
         each.pending += deferred(said)
         deep = each.opened()
-        for size, starts in zip(self.config.sizes, deep.windows.archived, strict=True):
-            self._gone += [Change("windows", window_key(each, size, start), None) for start in starts]
+        self._gone += [Change("windows", windows_key(each, size), None) for size in self.config.sizes]
         for source, memories in deep.detectors.items():
             for metric in memories:
                 self._gone.append(Change("histograms", output.histograms_key(each, source, metric), None))
@@ -625,6 +650,20 @@ class Snapshot:
             if each.forgotten:
                 self._partition.touch(each)  # now that nothing of it waits any more
         self._partition.full = False
+
+
+def _fit(entries: dict[int, bytes]) -> None:
+    """Sum the oldest base windows of an entry up, so that it fits in a message; repeats in these are not seen."""
+    size = sum(map(len, entries.values()))
+    for start in sorted(entries):
+        if size <= _ENTRY_BYTES:
+            return
+        closed = closed_window(entries[start])
+        if closed.block is not None and closed.block.times:
+            windows.condense(closed.block)
+            size -= len(entries[start])
+            entries[start] = output.archived(closed)
+            size += len(entries[start])
 
 
 def weigh(each: Channel) -> None:

@@ -24,6 +24,10 @@ _VERSION_HEADERS: Final = [(wire.HEADER_VERSION, wire.VERSION)]
 _encode: Final = msgspec.msgpack.Encoder().encode
 #: A closed window as `archived` wrote it.
 closed_window: Final = msgspec.msgpack.Decoder(Closed).decode
+#: An entry of the table `windows`: the closed windows of one size that can still be corrected, by their starts. In one
+#: entry, since what recovery takes is as long as there are entries.
+closed_windows: Final = msgspec.msgpack.Decoder(dict[int, bytes]).decode
+packed_windows: Final = _encode
 
 
 class Output(NamedTuple):
@@ -87,9 +91,9 @@ def aggregates(each: Channel, size: Window, closed: Closed) -> Iterator[Output]:
             yield Output("aggregates", each.device_id, key, value, _VERSION_HEADERS)
 
 
-def window_key(each: Channel, size: Window, start: int) -> bytes:
-    """The key of a closed window in its table."""
-    return each.key + f"|{joined(size.name)}|{start}".encode()
+def windows_key(each: Channel, size: Window) -> bytes:
+    """The key of a channel's closed windows of a size in their table."""
+    return each.key + f"|{size.size}".encode()
 
 
 def histograms_key(each: Channel, source: str, metric: str) -> bytes:
@@ -97,10 +101,9 @@ def histograms_key(each: Channel, source: str, metric: str) -> bytes:
     return each.key + f"|{joined(source, metric)}".encode()
 
 
-def archived(each: Channel, size: Window, closed: Closed) -> Change:
+def archived(closed: Closed) -> bytes:
     """A closed window to be stored apart, once it is said."""
-    kept = msgspec.structs.replace(closed, due=[], series={} if closed.block is not None else closed.series)
-    return Change("windows", window_key(each, size, closed.start), _encode(kept))
+    return _encode(msgspec.structs.replace(closed, due=[], series={} if closed.block is not None else closed.series))
 
 
 def late(each: Channel, record: Record, missed: Sequence[str]) -> Output:

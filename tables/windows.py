@@ -260,7 +260,7 @@ def add(block: Block, offset: int, values: Mapping[str, float], raws: Mapping[st
         if metric in new:
             block.raws.setdefault(metric, {})[place] = raws[metric]
     if len(times) * (len(columns) + 1) >= DENSE:
-        _condense(block)
+        condense(block)
     return new
 
 
@@ -271,7 +271,7 @@ def _widen(block: Block, place: int, values: Mapping[str, float]) -> None:
         column[place] = value
 
 
-def _condense(block: Block) -> None:
+def condense(block: Block) -> None:
     """Sum up what a block has, so that one very fast device stays bounded."""
     dense = {}
     for metric in {*block.columns, *block.dense}:
@@ -353,13 +353,11 @@ class Roll:
             if upper is not None and upper.start + self._sizes[level].size <= to:
                 self._close(level, upper)
 
-    def prune(self, watermark: int) -> list[tuple[int, int]]:
-        """Forget the closed windows that are corrected no more, and say which: their sizes' places and starts."""
-        gone = []
-        for level, (size, starts) in enumerate(zip(self._sizes, self._state.archived, strict=True)):
+    def prune(self, watermark: int) -> None:
+        """Forget the closed windows that are corrected no more."""
+        for size, starts in zip(self._sizes, self._state.archived, strict=True):
             while starts and starts[0] + size.size + size.late <= watermark:
-                gone.append((level, starts.pop(0)))
-        return gone
+                del starts[0]
 
     def closed(self, level: int, start: int) -> bool:
         """Whether a window was closed, and can be corrected."""
