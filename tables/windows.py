@@ -24,10 +24,10 @@ from msgspec import Struct
 #: Centroids of a digest: 600 bytes, and percentiles within about a hundredth of the spread.
 _CENTROIDS: Final = 32
 #: Values of a series that wait for a digest in the second size's window.
-_VALUES: Final = 512
+_VALUES: Final = 96
 _RANKS: Final = (0.5, 0.95, 0.99)
 #: So many numbers of a base window are kept one by one; then they are summed up, and repeats among them are not seen.
-DENSE: Final = 16_384
+DENSE: Final = 8192
 
 
 class Window(Struct, frozen=True):
