@@ -124,7 +124,7 @@ def restored(key: bytes, value: bytes) -> dict[str, Any]:
         "uppers": deep.windows.uppers,
         "archived": deep.windows.archived,
         "detectors": deep.detectors,
-        "series": found.series,
+        "series": {metric: series for metric, series in found.series.items() if metric or series.alarms},
         "latest": found.latest,
         "counts": found.counts,
     }
