@@ -184,11 +184,11 @@ async def test_all_that_is_known_of_a_device_is_shown(place: Place) -> None:
     assert (two["channel"], two["values"]) == ("sensor/2", {"humidity": 50.0})
     [alarm] = found["alarms"]
     assert (alarm["device_id"], alarm["severity"], alarm["state"]) == (name, "EMERGENCY", "ACTIVE")
-    assert {each["kind"] for each in found["quality"]} == {"missing", "nulls"}
+    assert {each["kind"] for each in found["quality"]} == {"nulls"}
     assert {each["channel"] for each in found["quality"]} == {"sensor/1"}
 
     shown, _ = await place.run("show", name)
-    for word in (name, "online", "F1", "sensor/1", "99.0", "°C", "open", "null", "EMERGENCY", "missing"):
+    for word in (name, "online", "F1", "sensor/1", "99.0", "°C", "open", "null", "EMERGENCY", "nulls"):
         assert word in shown
     _, complaint = await place.run("show", "pump|1", code=1)
     assert "no device is known as pump|1; see iotflow devices ls" in complaint
