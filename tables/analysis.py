@@ -419,7 +419,7 @@ class Partition:
                 self.tally["ahead"] += 1
                 said.append(output.late(each, record, ["ahead"]))
                 return
-            block = Block(start, [], {}, {}, {})
+            block = Block(start)
             blocks.append(block)
             blocks.sort(key=lambda other: other.start)
             each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)

@@ -4,16 +4,15 @@ Faust's own way to write is a key at a time, on behalf of an event of the key's 
 changelog has the value. Here Faust only owns the store, restores it from the changelog after a rebalance and says
 where to begin (the persisted offset); reading and writing go by partition.
 
-The values of a table that `keeps_highest` begin with a header (`header`), and of two values of one key the one with the
-higher position in the source wins, whatever their order in the changelog: a worker that has lost its partition may
-still write, late. All else is last-wins.
+The values of a table that `keeps_highest` begin with a header (`tables.channel.header`). Of two values of one key the
+one with the higher position in the source wins, whatever their order in the changelog: a worker that has lost its
+partition may still write, late. All else is last-wins.
 """
 
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from struct import Struct
 from typing import Any, ClassVar, Final, Protocol, cast
 
 import faust
@@ -22,14 +21,11 @@ from faust.stores import base, rocksdb
 from faust.types import TP, EventT
 
 from schemas.decoding import Item
+from tables.channel import HEADER
 
 log = logging.getLogger(__name__)
 
 Entry = tuple[bytes, bytes | None]
-
-#: What a value of a table that keeps the highest begins with: format, generation of the group, position in the source.
-HEADER: Final = Struct(">BQQ")
-FORMAT: Final = 1
 
 #: One cache for all partitions of all tables of a process: state is read whole, once, and then kept by its owner.
 _CACHE_BYTES: Final = 8 * 2**20
@@ -65,11 +61,6 @@ class Producer(Protocol):
 
 class NotMineError(LookupError):
     """A partition was asked for that another worker has."""
-
-
-def header(generation: int, position: int) -> bytes:
-    """What a value begins with in a table that keeps the highest."""
-    return HEADER.pack(FORMAT, generation, position)
 
 
 def _rank(value: bytes | None) -> tuple[int, int] | None:

@@ -24,7 +24,8 @@ Pending = tuple[str, bytes, bytes | None, list[tuple[str, bytes | None]]]
 
 #: A change takes two releases: first one that reads both and writes the old, then one that writes the new.
 FORMAT: Final = 1
-_HEADER: Final = struct.Struct(">BQQ")
+#: What a value begins with: format, generation of the group, position in the source.
+HEADER: Final = struct.Struct(">BQQ")
 _LONG_AGO: Final = -(1 << 62)
 
 
@@ -77,6 +78,11 @@ class _Saved(Struct, array_like=True):
 _encode: Final = msgspec.msgpack.Encoder().encode
 _saved: Final = msgspec.msgpack.Decoder(_Saved).decode
 _deep: Final = msgspec.msgpack.Decoder(Deep).decode
+
+
+def header(generation: int, position: int) -> bytes:
+    """What a value begins with."""
+    return HEADER.pack(FORMAT, generation, position)
 
 
 def key_of(measurement: str, device_id: str, channel: str) -> bytes:
@@ -201,7 +207,7 @@ class Channel:
             list(self.metrics),
             [size.size for size in sizes],
         )
-        return _HEADER.pack(FORMAT, max(0, generation), self.position + 1) + _encode(saved)
+        return header(max(0, generation), self.position + 1) + _encode(saved)
 
     def identity(self, metric: str) -> tuple[str, str, str, str]:
         """The identity of one of its series."""
@@ -213,11 +219,11 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
 
     Raises `ValueError` for a format of a later release.
     """
-    version, _, position = _HEADER.unpack_from(value)
+    version, _, position = HEADER.unpack_from(value)
     if version != FORMAT:
         raise ValueError(f"state of format {version}; this release reads {FORMAT}: was it written by a newer one?")
     device_id, measurement, name = parted(key.decode())
-    saved = _saved(value[_HEADER.size :])
+    saved = _saved(value[HEADER.size :])
     found = Channel(measurement, device_id, name, sizes)
     found.position = position - 1
     found.sources = saved.sources

@@ -1,6 +1,6 @@
 """What rules and detectors make of a channel's values: signals, alarms, and the records that say so."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, Final
 
@@ -76,9 +76,7 @@ class Judge:
         each.look_at = 0
         for metric, series in each.series.items():
             ids = self.watch(each, metric).ids
-            for rule in series.alarms.keys() - ids:
-                _, transitions = alarms.withdraw(series.alarms.pop(rule), at)
-                self._say(each, metric, rule, transitions, said)
+            self._withdraw(each, metric, series.alarms.keys() - ids, at, said)
             for memories in (series.memories, series.counts):
                 for rule in memories.keys() - ids:
                     del memories[rule]
@@ -87,9 +85,12 @@ class Judge:
     def withdraw(self, each: Channel, at: int, said: list[Output]) -> None:
         """All alarms of a channel end."""
         for metric, series in each.series.items():
-            for rule in list(series.alarms):
-                _, transitions = alarms.withdraw(series.alarms.pop(rule), at)
-                self._say(each, metric, rule, transitions, said)
+            self._withdraw(each, metric, set(series.alarms), at, said)
+
+    def _withdraw(self, each: Channel, metric: str, rules: Iterable[str], at: int, said: list[Output]) -> None:
+        for rule in rules:
+            _, transitions = alarms.withdraw(each.series[metric].alarms.pop(rule), at)
+            self._say(each, metric, rule, transitions, said)
 
     @staticmethod
     def _settle(each: Channel, metric: str, series: Series) -> None:
@@ -174,12 +175,7 @@ class Judge:
 
     @staticmethod
     def _step(memories: dict[str, list[Any]], check: Check, at: int, value: Any) -> Signal | None:
-        memory, signal = check.step(memories.get(check.rule.id), at, value)
-        if memory is not None:
-            memories[check.rule.id] = memory
-        else:
-            memories.pop(check.rule.id, None)
-        return signal
+        return _remembered(memories, check, check.step(memories.get(check.rule.id), at, value))
 
     # -- detectors -----------------------------------------------------------------------------------------------------
 
@@ -259,11 +255,7 @@ class Judge:
         last = each.newest if check.counts else series.heard or each.seen_ms * _MS
         due = check.due(memories.get(rule), last)
         if due is not None and due <= now:
-            memory, signal = check.expire(memories.get(rule), last, now)
-            if memory is None:
-                memories.pop(rule, None)
-            else:
-                memories[rule] = memory
+            signal = _remembered(memories, check, check.expire(memories.get(rule), last, now))
             if signal is not None:
                 # How much is missing is judged now, silence is as old as it is.
                 found = (
@@ -364,6 +356,18 @@ class Judge:
             each.pending += deferred(outputs)
         else:
             said += outputs
+
+
+def _remembered(
+    memories: dict[str, list[Any]], check: Check, found: tuple[list[Any] | None, Signal | None]
+) -> Signal | None:
+    """Keep what a check remembers from now on, and give back what it says."""
+    memory, signal = found
+    if memory is None:
+        memories.pop(check.rule.id, None)
+    else:
+        memories[check.rule.id] = memory
+    return signal
 
 
 def _facts(each: Channel, metric: str, check: Check | Detector, signal: Signal) -> Facts:

@@ -18,7 +18,8 @@ from agents.analyze import Analyzer, Limits, Load
 from agents.held import Held
 from app.produce import BatchProducer
 from schemas.partition import partition_of
-from tables.binding import HEADER, Table, header
+from tables.binding import Table
+from tables.channel import HEADER, header
 from tests.lab.apps import Lab, create, unique, until
 
 PARTITIONS = 4
