@@ -13,6 +13,7 @@ from app.produce import BatchProducer
 from app.runtime import Runtime
 from app.settings import Settings
 from app.stages import Stage, make, reads
+from app.steady import hang_up
 from app.telemetry import Telemetry
 
 _MIN_FETCH_BYTES = 64 * 1024
@@ -105,6 +106,7 @@ def transport_limits(settings: Settings) -> dict[str, int]:
 
 def build(stage: str, settings: Settings, parts_of: Callable[..., Stage] = make) -> StageApp:
     """The app of a stage, whose parts `parts_of` puts together. Raises `ValueError` for a name that is no stage."""
+    hang_up()
     producer = BatchProducer(client_args(settings), max_message_bytes=settings.topics.max_message_bytes)
     app = StageApp(**app_options(stage, settings))
     telemetry = Telemetry(stage)

@@ -1,9 +1,14 @@
-"""An aiokafka client through an outage: two things that aiokafka 0.14 gets wrong there."""
+"""An aiokafka client through an outage: three things that aiokafka 0.14 gets wrong there."""
 
 import asyncio
 import math
 import time
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Final
+
+from aiokafka import errors
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 
 _PAUSE_SECONDS: Final = 0.1
 
@@ -37,3 +42,27 @@ def pace(client: Any) -> None:
         return found
 
     client._metadata_update = paced  # noqa: SLF001
+
+
+def hang_up() -> None:
+    """Make every connection of this process, on uvloop too, say that it is broken when its socket is closed already.
+
+    uvloop raises a `RuntimeError` then, and aiokafka looks for an `OSError` alone: what was asked ends with an error
+    that nobody tries again after, and Faust's consumer with it (aiokafka's issue 1038). Calling this again is harmless.
+    """
+    AIOKafkaConnection.send = _hanging_up(AIOKafkaConnection.send)
+    AIOKafkaConnection._send_sasl_token = _hanging_up(AIOKafkaConnection._send_sasl_token)  # noqa: SLF001
+
+
+def _hanging_up(send: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(send)
+    def sending(connection: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return send(connection, *args, **kwargs)
+        except errors.KafkaError:
+            raise
+        except RuntimeError as error:
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise errors.KafkaConnectionError(f"{connection.host}:{connection.port}: {error}") from error
+
+    return sending
