@@ -186,7 +186,7 @@ class Runtime(ModeService):
             return  # what is being taken down fails here and there
         if stopping:
             log.warning("the stop was cut short; what was not committed is delivered again", exc_info=error)
-            leave(0)
+            self._leave_stopping()
         log.critical("worker failed", exc_info=error)
         leave(EXIT_FAULT)
 
@@ -195,12 +195,16 @@ class Runtime(ModeService):
 
         def give_up() -> None:
             log.warning("the stop took too long and was cut short; what was not committed is delivered again")
-            leave(0)
+            self._leave_stopping()
 
         seconds = self.settings.rebalance_timeout / 3 + _STOP_MARGIN_S
         timer = threading.Timer(seconds, give_up)
         timer.daemon = True
         timer.start()
+
+    def _leave_stopping(self) -> None:
+        # Faust stops by itself when one of its services has failed: whoever watches over this process must know.
+        leave(EXIT_FAULT if self.app.crashed else 0)
 
     async def on_stop(self) -> None:
         """Finish what runs beside the work, and let go of the broker."""

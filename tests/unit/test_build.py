@@ -1,11 +1,14 @@
 """What a stage's Faust app is told: each value here is one that Faust's own default would lose data or time with."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from app.build import app_options, build, transport_limits
+from app.runtime import EXIT_FAULT
 from app.settings import load
 from app.stages import reads
 from app.transport import Consumer, Transport
@@ -78,3 +81,25 @@ def test_the_transport_is_found_by_its_url_and_gets_its_limits() -> None:
     assert 1234 == app.transport_limits["max_inflight_records"]
     assert all(hasattr(Consumer, name) for name in transport_limits(settings))
     assert app.conf.id == "iotflow-store-timescale"
+
+
+@pytest.mark.parametrize(("crashed", "code"), [(False, 0), (True, EXIT_FAULT)], ids=["asked for", "after a crash"])
+def test_a_stop_that_is_cut_short_says_why_it_was_begun(crashed: bool, code: int) -> None:  # noqa: FBT001
+    """Faust stops after a crash as after SIGTERM: only the exit code tells a supervisor to start the worker again."""
+    program = f"""
+import asyncio, time
+from app import runtime
+from app.build import build
+from app.settings import load
+
+async def main():
+    app = build("decode", load({dict(ENV)!r} | {{"IOTFLOW_REBALANCE_TIMEOUT": "15"}}))
+    if {crashed}:
+        await app.crash(RuntimeError("of Faust's own"))
+    runtime._STOP_MARGIN_S = -4.9
+    app.runtime.limit_stop()
+    time.sleep(30)
+
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=25).returncode == code
