@@ -1,13 +1,15 @@
 """The analyze stage: decoded chunks are folded into state, and a checkpoint makes that state, and what it gave, safe.
 
-A chunk is acknowledged only by a checkpoint. Its steps, each for all partitions before the next begins; the first four
-are gone through again and again, for some hundred states at a time:
+A checkpoint keeps the states that have something to say, or that changed a while ago: most change with each reading
+of a device, and are kept again and again otherwise. A chunk is acknowledged by the first checkpoint after which all
+states are kept that it has changed. The steps, each for all partitions before the next begins; the first four are gone
+through again and again, for some hundred states at a time:
 
 1. `outputs`: what was sent at once (alarms, events) while the chunks were folded is acknowledged by the broker;
 2. `state`: the changelog has every state that has changed, and with it what is still to be sent (closed windows);
 3. `emitted`: that is sent and acknowledged;
 4. `side`: the other tables have what the state has let go of;
-5. `acked`: the chunks that went into it are acknowledged, in order.
+5. `acked`: the chunks of which nothing is left to be kept are acknowledged, in order.
 
 Whatever happens between two of them, the next owner finds a state from which it repeats, word for word, what may not
 have arrived. Folding goes on meanwhile: what is written was packed at the beginning.
@@ -43,7 +45,9 @@ STATE: Final = "state"
 _TICK_S: Final = 1.0
 #: The event loop has other things to do between so many states that are restored.
 _SLICE: Final = 200
-#: States of a partition that are written in one round of a checkpoint.
+#: When states changed that are all to be kept (ms).
+_ALL: Final = 1 << 62
+#: States that are written in one round of a checkpoint, and last values that are said in one go.
 _ROUND: Final = 500
 
 Entry = tuple[bytes, bytes | None]
@@ -85,7 +89,8 @@ class Snapshot(Protocol):
     def outputs(self) -> Sequence[Output]:
         """To be sent once the states are safe."""
 
-    def stored(self) -> Sequence[tuple[str, bytes, bytes | None]]:
+    @property
+    def side(self) -> Sequence[tuple[str, bytes, bytes | None]]:
         """Table, key and value of what other tables keep, once the outputs are safe."""
 
     def done(self) -> None:
@@ -107,8 +112,18 @@ class Partition(Protocol):
     def expire(self, now_ms: int) -> bool:
         """Take the clock in, of some states at a time; True while there are more."""
 
-    def snapshot(self, generation: int, most: int | None = None) -> Snapshot:
-        """What has changed since the last one, of so many states at most."""
+    def waiting(self, before_ms: int) -> int:
+        """How many states are to be kept now: those that changed by then, and those with something to say."""
+
+    def snapshot(self, generation: int, most: int, before_ms: int) -> Snapshot:
+        """Some of those that `waiting` counts."""
+
+    @property
+    def safe(self) -> int:
+        """The offset before which all that was folded was in snapshots."""
+
+    def latest(self, most: int) -> Sequence[Output]:
+        """The last values of some channels; for a partition that is read to its end."""
 
     def acknowledge(self, key: str, by: str, at: int) -> None:
         """Somebody knows of an alarm. Raises `LookupError`."""
@@ -166,26 +181,31 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     #: Seconds between checkpoints.
     every: float = 5.0
-    #: A checkpoint is made at so many chunks or records waiting for one, or states changed.
-    chunks: int = 2_000
+    #: Seconds after which a state that has changed is kept at the latest.
+    age: float = 30.0
+    #: A checkpoint of everything is made at so many chunks or records that are not acknowledged.
+    chunks: int = 8_000
     records: int = 500_000
-    states: int = 20_000
     #: Nothing is folded while so many chunks wait, or so many outputs for the broker.
-    most_chunks: int = 4_000
+    most_chunks: int = 16_000
     most_outputs: int = 100_000
 
 
 class _Owned:
-    """A partition that is ours, and its chunks that wait for a checkpoint, with their numbers of records."""
+    """A partition that is ours, and its chunks that are not acknowledged, with their last offsets and sizes."""
 
-    __slots__ = ("anew", "held", "number", "part")
+    __slots__ = ("anew", "current", "folded", "held", "number", "part")
 
     def __init__(self, number: int, part: Partition, *, anew: bool) -> None:
         self.number = number
         self.part = part
         #: Positions begin again, and no checkpoint has said so yet.
         self.anew = anew
-        self.held: deque[tuple[Held, int]] = deque()
+        self.held: deque[tuple[Held, int, int]] = deque()
+        #: It is read to its end, when that was last asked.
+        self.current = False
+        #: Records were folded since the last checkpoint.
+        self.folded = False
 
 
 def _nowhere(step: str) -> None:
@@ -245,6 +265,8 @@ class Analyzer:
         self._begun = self._ended = 0
         self._partitions = 0
         self._due = asyncio.Event()
+        #: The next checkpoint is of everything.
+        self._whole = False
         self._changed = asyncio.Event()
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -293,11 +315,17 @@ class Analyzer:
 
     async def flush(self) -> int:
         """The number of records held now, when a checkpoint has made them safe, or they were let go."""
-        records, generation, wanted = self._records, self._generation, self._begun + 1
+        records = self._records
+        self._whole = True
+        await self._next()
+        return records
+
+    async def _next(self) -> None:
+        """Return when a checkpoint has been made that began after this was called, or all was let go."""
+        generation, wanted = self._generation, self._begun + 1
         self._due.set()
         while self._ended < wanted and self._generation == generation and self._phase in {"working", "draining"}:
             await self._change()
-        return records
 
     async def acknowledge(self, key: str, by: str, at_us: int) -> str:
         """Somebody knows of the alarm of this key. Returns when that is safe; raises `LookupError`."""
@@ -313,7 +341,7 @@ class Analyzer:
 
     async def _kept(self) -> None:
         generation = self._generation
-        await self.flush()
+        await self._next()
         if self._generation != generation or self._phase == "parked":
             raise LookupError("the partition was given up meanwhile, and with it this: ask again in a moment")
 
@@ -389,7 +417,7 @@ class Analyzer:
                 task.cancel()
         self._outbox.drop()
         for owned in self._owned.values():
-            for held, _ in owned.held:
+            for held, _, _ in owned.held:
                 held.release()
         self._owned.clear()
         self._chunks = self._records = 0
@@ -436,7 +464,8 @@ class Analyzer:
     def _fold(self, held: Held) -> None:
         owned = self._owned[held.records[0].partition]
         records = len(held.records)
-        owned.held.append((held, records))
+        owned.held.append((held, held.records[-1].offset, records))
+        owned.folded = True
         self._chunks += 1
         self._records += records
         outputs = owned.part.fold(held.records, self._now_ms())
@@ -445,13 +474,9 @@ class Analyzer:
         self._telemetry.analysed(records, owned.part.tally)
         owned.part.tally.clear()
         self.at("folded")
-        limits = self._limits
-        if (
-            owned.part.full
-            or self._chunks >= limits.chunks
-            or self._records >= limits.records
-            or self._dirty() >= limits.states
-        ):
+        if self._chunks >= self._limits.chunks or self._records >= self._limits.records:
+            self._whole = True
+        if self._whole or owned.part.full:
             self._due.set()
 
     def _post(self, outputs: Sequence[Output]) -> None:
@@ -468,13 +493,11 @@ class Analyzer:
             for owned in list(self._owned.values()):
                 if self._phase != "working" or self._must_wait() or self._owned.get(owned.number) is not owned:
                     continue
-                if self._source is not None and self._source.caught_up(owned.number):
-                    more = True
-                    while more and self._owned.get(owned.number) is owned:
-                        more = owned.part.expire(self._now_ms())
-                        await asyncio.sleep(0)
-            if self._dirty() >= self._limits.states:
-                self._due.set()
+                owned.current = self._source is not None and self._source.caught_up(owned.number)
+                more = owned.current
+                while more and self._owned.get(owned.number) is owned:
+                    more = owned.part.expire(self._now_ms())
+                    await asyncio.sleep(0)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -514,32 +537,63 @@ class Analyzer:
 
     async def _checkpoint(self) -> None:
         began = time.monotonic()
-        owners = [(owned, len(owned.held)) for owned in self._owned.values()]
-        left = {owned.number: owned.part.dirty for owned, _ in owners}
+        whole = self._whole or self._phase == "draining"
+        self._whole = False
+        owners = list(self._owned.values())
+        held = {owned.number: len(owned.held) for owned in owners}
+        before = {owned.number: self._before(owned, whole=whole) for owned in owners}
+        left = {owned.number: owned.part.waiting(before[owned.number]) for owned in owners}
+        for owned in owners:
+            owned.folded = False
         states = 0
         # In rounds, so that memory is bounded and an alarm need not wait for ten thousand states. What is folded in
-        # between is in a later round, or in the next checkpoint, and its chunk is acknowledged by that.
+        # between is in a later checkpoint.
         while True:
             taken: list[tuple[_Owned, Snapshot]] = []
-            for owned, _ in owners:
-                most = min(_ROUND, left[owned.number])
-                taken.append((owned, owned.part.snapshot(self._generation, most)))
+            for owned in owners:
+                most = min(max(1, _ROUND // len(owners)), left[owned.number])
+                taken.append((owned, owned.part.snapshot(self._generation, most, before[owned.number])))
                 left[owned.number] -= most
                 await asyncio.sleep(0)
             states += sum(len(snapshot.states) for _, snapshot in taken)
             await self._keep(taken)
             if not any(left.values()):
                 break
-        for owned, chunks_in_it in owners:
+        for owned in owners:
             owned.anew = False
-            for _ in range(chunks_in_it):
-                held, records = owned.held.popleft()
-                held.ack()
-                self._chunks -= 1
-                self._records -= records
+            self._acknowledge(owned, held[owned.number])
         self._telemetry.checkpoint(time.monotonic() - began, states)
-        self._telemetry.channels(sum(len(owned.part) for owned in self._owned.values()))
+        self._telemetry.channels(sum(len(owned.part) for owned in owners))
         self.at("acked")
+        for owned in owners:
+            await self._say_latest(owned)
+
+    def _before(self, owned: _Owned, *, whole: bool) -> int:
+        """States that changed by then (ms) are to be kept: all, where there is nothing else to do."""
+        if whole or not owned.folded:
+            return _ALL
+        return self._now_ms() - round(self._limits.age * 1000)
+
+    def _acknowledge(self, owned: _Owned, most: int) -> None:
+        """Acknowledge the chunks that have changed nothing that is not kept, of the `most` oldest.
+
+        Not of later ones: what they gave may still be on its way.
+        """
+        safe = owned.part.safe
+        for _ in range(most):
+            held, last, records = owned.held[0]
+            if last >= safe:
+                break
+            owned.held.popleft()
+            held.ack()
+            self._chunks -= 1
+            self._records -= records
+
+    async def _say_latest(self, owned: _Owned) -> None:
+        # Not once the partition is given up: what is still on its way then ends the process.
+        while self._phase == "working" and owned.current and (outputs := owned.part.latest(_ROUND)):
+            self._post(outputs)
+            await asyncio.sleep(0)
 
     async def _keep(self, taken: Sequence[tuple[_Owned, Snapshot]]) -> None:
         """One round: a snapshot of each partition, each step for all of them before the next."""
@@ -560,7 +614,7 @@ class Analyzer:
 
     async def _write_sides(self, number: int, snapshot: Snapshot) -> None:
         by_table: dict[str, list[Entry]] = {}
-        for table, key, value in snapshot.stored():
+        for table, key, value in snapshot.side:
             by_table.setdefault(table, []).append((key, value))
         for table, entries in by_table.items():
             await self._write(table, number, entries)

@@ -333,7 +333,7 @@ class _Trial:
 
     def _keep(self) -> None:
         snapshot = self._partition.snapshot(0)
-        for change in snapshot.stored():
+        for change in snapshot.side:
             if change.value is None:
                 self._side.pop((change.table, change.key), None)
             else:

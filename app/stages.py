@@ -243,7 +243,7 @@ def _analysis(
         said,
         telemetry,
         fault,
-        limits=analyze.Limits(every=settings.analysis.checkpoint),
+        limits=analyze.Limits(every=settings.analysis.checkpoint, age=settings.analysis.checkpoint_age),
         max_bytes=settings.topics.max_message_bytes - _FRAME_BYTES,
         ceiling=ceiling,
     )

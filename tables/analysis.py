@@ -12,7 +12,7 @@ has sent again by that of its raw record, so that whatever is delivered again ch
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Final, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -54,6 +54,7 @@ _LOG_BYTES: Final = 240
 _MS: Final = 1000
 _DAY: Final = 24 * HOUR
 _NEVER: Final = 1 << 62
+_NONE: Final = -_NEVER
 _SOURCED: Final = 3
 #: Numbers that a channel keeps one by one until a checkpoint is made for it: some 300 KB.
 _HEAVY: Final = 32_768
@@ -111,7 +112,15 @@ class Partition:
         self._load = load
         self._base = config.sizes[0]
         self._channels: dict[tuple[str, str, str], Channel] = {}
-        self._touched: dict[Channel, None] = {}
+        #: Those that have changed since they were last in a snapshot, the one that did so first in front: from which
+        #: offset on, and when (µs).
+        self._touched: dict[Channel, tuple[int, int]] = {}
+        #: Those of them that have something to say, once their state is kept.
+        self._saying: dict[Channel, None] = {}
+        #: Those of which the last values have not been said.
+        self._fresh: dict[Channel, None] = {}
+        #: The offset of the record at hand; between chunks, the one behind the last.
+        self._offset = 0
         self._gone: list[Change] = []
         #: The rules by which all channels were last looked at.
         self._looked: Book | None = None
@@ -131,9 +140,13 @@ class Partition:
         found = channel.restore(key, value, self.config.sizes)
         self._channels[found.measurement, found.device_id, found.name] = found
         found.expected = self._named(found.measurement)
-        found.saying = bool(found.opened().windows.loose)
+        known = found.opened().windows
+        found.saying = bool(known.loose)
+        found.closed = known.archived[0][-1] if known.archived[0] else _NONE
         found.shut()
-        if found.pending or found.latest_due or found.saying:
+        if found.latest_due:
+            self._fresh[found] = None
+        if found.pending or found.saying:
             self.touch(found)
 
     def rewind(self, end: int) -> int:
@@ -149,24 +162,57 @@ class Partition:
 
     @property
     def dirty(self) -> int:
-        """How many channels have changed since the last snapshot."""
+        """How many channels have changed since they were last in a snapshot."""
         return len(self._touched)
 
-    def snapshot(self, generation: int, most: int | None = None) -> "Snapshot":
-        """What is to be kept and said now, of `most` channels; `generation` is the consumer group's.
+    @property
+    def safe(self) -> int:
+        """The offset before which all that was folded is in snapshots."""
+        return next(iter(self._touched.values()))[0] if self._touched else _NEVER
 
-        Several of them, one after another, are one checkpoint: a channel that is folded meanwhile is in a later one.
+    def waiting(self, before_ms: int = _NEVER) -> int:
+        """How many channels are to be kept now: those that changed by `before_ms`, and those with something to say."""
+        aged = list(self._aged(before_ms * _MS))
+        return len(aged) + len(self._saying.keys() - set(aged))
+
+    def snapshot(self, generation: int, most: int | None = None, before_ms: int = _NEVER) -> "Snapshot":
+        """What is to be kept and said now, of `most` of the channels that `waiting` counts.
+
+        `generation` is the consumer group's. Several of them, one after another, are one checkpoint: a channel that is
+        folded meanwhile is in a later one.
         """
         found = Snapshot(self, [], [], self._gone)
         self._gone = []
-        for each in list(islice(self._touched, most)):
+        some = list(islice(self._aged(before_ms * _MS), most))
+        if most is None or len(some) < most:
+            aged = set(some)
+            some += islice(
+                (each for each in self._saying if each not in aged), None if most is None else most - len(some)
+            )
+        for each in some:
             del self._touched[each]
+            self._saying.pop(each, None)
+            self._fresh.pop(each, None)
             each.touched = False
             self._keep(each, generation, found)
         return found
 
+    def _aged(self, before: int) -> Iterator[Channel]:
+        return (each for each, _ in takewhile(lambda entry: entry[1][1] <= before, self._touched.items()))
+
+    def latest(self, most: int) -> list[Output]:
+        """The last values, of `most` channels, that were not said yet: for a partition that is read to its end.
+
+        They need not wait for the state: at the end of what there is to read nobody has said later ones.
+        """
+        some = list(islice(self._fresh, most))
+        for each in some:
+            del self._fresh[each]
+            each.latest_due = False
+        return [output.last_values(each) for each in some if each.latest]
+
     def _keep(self, each: Channel, generation: int, found: "Snapshot") -> None:
-        kept = _Kept(each, len(each.pending), set(), [], each.seen_ms)
+        kept = _Kept(each, len(each.pending), set(), [])
         found.outputs += output.pending(each)
         if each.saying:
             deep = each.opened()
@@ -187,6 +233,7 @@ class Partition:
             del self._channels[each.measurement, each.device_id, each.name]
             return
         found.states.append((each.key, each.pack(generation, self.config.sizes)))
+        each.latest_due = False
         found.kept.append(kept)
 
     def _archive(self, each: Channel, deep: Deep) -> Iterator[Change]:
@@ -205,10 +252,12 @@ class Partition:
             yield Change("windows", key, packed_windows(left) if left else None)
 
     def touch(self, each: Channel) -> None:
-        """It belongs into the next snapshot."""
+        """It belongs into a snapshot: into the next one, if it has something to say."""
         if not each.touched:
             each.touched = True
-            self._touched[each] = None
+            self._touched[each] = self._offset, self._now
+        if each.pending or each.saying or each.forgotten:
+            self._saying[each] = None
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -230,8 +279,10 @@ class Partition:
             elif record.offset <= each.position or _is_repeat(each, record):
                 self.tally["repeated"] += 1
             else:
-                each.position = record.offset
+                each.position = self._offset = record.offset
                 self._reading(each, record, reading, said)
+        if records:
+            self._offset = records[-1].offset + 1
         return said
 
     def _met(self, reading: Reading) -> Channel | None:
@@ -346,7 +397,9 @@ class Partition:
         """What is known of the channel as a whole; a time that is too far ahead counts as the one that is believed."""
         each.seen_ms = max(each.seen_ms, received_ms)
         each.first_ms = each.first_ms or received_ms
-        each.latest_due = True
+        if not each.latest_due:
+            each.latest_due = True
+            self._fresh[each] = None
         if not each.online:
             each.online = True
             each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)
@@ -407,13 +460,9 @@ class Partition:
         else:
             block = next((block for block in blocks if block.start == start), None)
         if block is None:
-            roll, deep = self._opened(each)
-            if roll.closed(0, start) or start + self._base.size + self._base.late <= each.watermark:
-                self._correct(each, record, at, values, raws, roll, said)
-                each.saying = bool(deep.windows.loose)
-                each.shut()
+            if self._is_over(each, start):
+                self._correct(each, record, at, values, raws, said)
                 return
-            each.shut()
             ahead = at > each.newest or len(blocks) > 2 * _OPEN
             if ahead and (len(blocks) >= _OPEN or each.weight > _HEAVY):  # those that are not ahead are few: they close
                 self.tally["ahead"] += 1
@@ -433,6 +482,17 @@ class Partition:
         if each.weight > _HEAVY and each.saying:
             self.full = True
 
+    def _is_over(self, each: Channel, start: int) -> bool:
+        """Whether the base window that begins there was closed, or is corrected no more."""
+        if start + self._base.size + self._base.late <= each.watermark:
+            return True
+        if start > each.closed:  # nearly always
+            return False
+        roll, _ = self._opened(each)
+        found = roll.closed(0, start)
+        each.shut()
+        return found
+
     def _correct(  # noqa: PLR0913  as `_fold`
         self,
         each: Channel,
@@ -440,9 +500,9 @@ class Partition:
         at: int,
         values: Mapping[str, float],
         raws: Mapping[str, float],
-        roll: Roll,
         said: list[Output],
     ) -> None:
+        roll, deep = self._opened(each)
         new, missed = roll.correct(at, values, raws, each.watermark)
         self.tally["corrected" if new else "duplicate"] += 1
         if new:
@@ -451,6 +511,9 @@ class Partition:
         if missed:
             self.tally["late"] += 1
             said.append(output.late(each, record, missed))
+        each.saying = bool(deep.windows.loose)
+        each.shut()
+        self.touch(each)
 
     def _opened(self, each: Channel) -> tuple[Roll, Deep]:
         deep = each.opened()
@@ -469,6 +532,7 @@ class Partition:
         said: list[Output] = []
         while each.blocks and each.blocks[0].start + self._base.size <= to:
             block = each.blocks.pop(0)
+            each.closed = max(each.closed, block.start)
             self._advance(each, deep, roll, block.start, said)
             series = roll.close(block)
             for metric, moments in series.items():
@@ -546,6 +610,7 @@ class Partition:
             return _NEVER
         if each.online:
             each.online, each.latest_due = False, True
+            self._fresh[each] = None
             self.touch(each)
         past = now - self.config.grace
         ends = self._ends(each)
@@ -608,11 +673,13 @@ class _Kept(NamedTuple):
     #: Windows by size and start, with their versions, and histograms by source and metric, with their updates.
     loose: set[tuple[int, int, int]]
     logs: list[tuple[str, str, int]]
-    seen_ms: int
 
 
 class Snapshot:
-    """What is to be kept, and then said: `states`, then `outputs`, then `side`; and when all that is done, `done`."""
+    """What is to be kept, and then said: `states`, then `outputs`, then `side`; and when all that is done, `done`.
+
+    `side` is of the tables beside the state: what they are to keep once the outputs are said.
+    """
 
     def __init__(
         self,
@@ -627,16 +694,10 @@ class Snapshot:
         self.side = side
         self.kept: list[_Kept] = []
 
-    def stored(self) -> Sequence[Change]:
-        """`side`, which may be stored now that the outputs are said."""
-        return self.side
-
     def done(self) -> None:
         """All of it is kept and said: what was only held for that is let go of."""
-        for each, pending, loose, logs, seen_ms in self.kept:
+        for each, pending, loose, logs in self.kept:
             del each.pending[:pending]
-            if each.seen_ms == seen_ms and not each.touched:
-                each.latest_due = False
             if loose:
                 deep = each.opened()
                 deep.windows.loose = [

@@ -97,6 +97,7 @@ class Channel:
         "blocks",
         "book",
         "busy",
+        "closed",
         "counts",
         "deep",
         "device_id",
@@ -161,6 +162,8 @@ class Channel:
         self.busy: set[str] = set()
         self.book: Any = None
         self.expected = 0
+        #: The start of the newest base window that was closed (µs).
+        self.closed = _LONG_AGO
         self.histograms: dict[tuple[str, str], Histograms] = {}
         #: When the clock next matters for it (µs).
         self.look_at = 0

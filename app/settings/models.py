@@ -266,6 +266,14 @@ class Analysis(Part):
     checkpoint: float = setting(
         5.0, "IOTFLOW_CHECKPOINT", text="time between checkpoints of the tables", unit="s", gt=0, le=600
     )
+    checkpoint_age: float = setting(
+        30.0,
+        "IOTFLOW_CHECKPOINT_AGE",
+        text="a checkpoint leaves states alone that have nothing to say and changed less than this ago",
+        unit="s",
+        ge=0,
+        le=600,
+    )
     replay_after: float = setting(
         3600.0, "IOTFLOW_REPLAY_AFTER", text="readings older than this page nobody", unit="s", gt=0
     )

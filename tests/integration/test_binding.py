@@ -257,7 +257,7 @@ async def test_a_worker_that_cannot_withdraw_ends_while_the_broker_is_away(place
         ends = await place.ends()
         await asyncio.to_thread(kafka.stop)
         part = worker.parts[place_of(KEYS[0])]
-        part.changed.add(KEYS[0])  # as what the clock does, while no record can come
+        part.touch(KEYS[0])  # as what the clock does, while no record can come
         begun = len(worker.steps)
         await until(lambda: len(worker.steps) > begun)
         worker.analyzer.drain(time.monotonic() + 1.0)

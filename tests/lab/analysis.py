@@ -63,14 +63,19 @@ class Kept:
             found.restore(key, value)
         return found
 
-    def keep(self, partition: Partition, upto: int, dies: str = "") -> bool:
-        """A checkpoint of what was folded below offset `upto`; False when the process dies before the step `dies`."""
-        snapshot: Snapshot = partition.snapshot(1)
+    def keep(
+        self, partition: Partition, upto: int, dies: str = "", *, most: int | None = None, before_ms: int = 1 << 60
+    ) -> bool:
+        """A checkpoint of what was folded below offset `upto`; False when the process dies before the step `dies`.
+
+        Of `most` of the channels that changed by `before_ms` or have something to say: of all, unless that is said.
+        """
+        snapshot: Snapshot = partition.snapshot(1, most, before_ms)
         for step, does in (
             ("state", lambda: self._states(snapshot)),
             ("outputs", lambda: self.said.extend(snapshot.outputs)),
             ("side", lambda: self._side(snapshot)),
-            ("ack", lambda: setattr(self, "acknowledged", upto)),
+            ("ack", lambda: setattr(self, "acknowledged", min(upto, partition.safe))),
         ):
             if step == dies:
                 return False
@@ -94,7 +99,7 @@ class Kept:
                 self.state[key] = value
 
     def _side(self, snapshot: Snapshot) -> None:
-        for table, key, value in snapshot.stored():
+        for table, key, value in snapshot.side:
             if value is None:
                 self.side.pop((table, key), None)
             else:

@@ -56,11 +56,12 @@ def packed(generation: int, sums: Sum) -> bytes:
 class Snapshot:
     """What is to be kept."""
 
-    def __init__(self, tally: "Tally", generation: int) -> None:
+    def __init__(self, tally: "Tally", generation: int, keys: Sequence[bytes]) -> None:
         self._tally = tally
-        self._sent = {key: list(tally.sums[key].pending) for key in tally.changed}
-        self.states = [(key, packed(generation, tally.sums[key])) for key in sorted(tally.changed)]
-        tally.changed.clear()
+        self._sent = {key: list(tally.sums[key].pending) for key in keys}
+        self.states = [(key, packed(generation, tally.sums[key])) for key in keys]
+        for key in keys:
+            del tally.changed[key]
 
     @property
     def outputs(self) -> list[Output]:
@@ -71,7 +72,8 @@ class Snapshot:
             for number, total in windows
         ]
 
-    def stored(self) -> list[tuple[str, bytes, bytes | None]]:
+    @property
+    def side(self) -> list[tuple[str, bytes, bytes | None]]:
         """The same, by key."""
         return [("windows", output.key, output.value) for output in self.outputs]
 
@@ -80,7 +82,7 @@ class Snapshot:
         for key, windows in self._sent.items():
             if windows:
                 del self._tally.sums[key].pending[: len(windows)]
-                self._tally.changed.add(key)
+                self._tally.touch(key)
 
 
 class Tally:
@@ -90,29 +92,36 @@ class Tally:
         self.number = number
         self.load = load
         self.sums: dict[bytes, Sum] = {}
-        self.changed: set[bytes] = set()
-        self.expired = 0
+        #: Since which offset and which time (ms).
+        self.changed: dict[bytes, tuple[int, int]] = {}
+        self.expired = self.offset = self.now_ms = 0
         self.tally: Counter[str] = Counter()
+        self.news: list[Output] = []
 
     def restore(self, key: bytes, value: bytes) -> None:
         """Take over."""
         self.sums[key] = msgspec.msgpack.decode(value[HEADER.size :], type=Sum)
         if self.sums[key].pending:
-            self.changed.add(key)
+            self.touch(key)
+
+    def touch(self, key: bytes) -> None:
+        """It has changed."""
+        self.changed.setdefault(key, (self.offset, self.now_ms))
 
     def rewind(self, end: int) -> int:
         """Records below `end` are not known."""
         lost = [key for key, sums in self.sums.items() if sums.position >= end]
         for key in lost:
             self.sums[key].position = -1
-        self.changed.update(lost)
+            self.touch(key)
         return len(lost)
 
     def fold(self, records: Sequence[Any], now_ms: int) -> list[Output]:
         """Add up what was not added yet."""
-        del now_ms
+        self.now_ms = now_ms
         outputs = []
         for record in records:
+            self.offset = record.offset
             sums = self.sums.setdefault(record.key, Sum(-1))
             if record.offset <= sums.position:
                 continue
@@ -124,7 +133,8 @@ class Tally:
                 sums.pending.append((sums.count // WINDOW, sums.total))
             if value < 0:
                 outputs.append(Output("alarms", record.key.decode(), record.key, record.value))
-            self.changed.add(record.key)
+            self.touch(record.key)
+        self.offset = records[-1].offset + 1
         return outputs
 
     full = False
@@ -135,10 +145,27 @@ class Tally:
         self.expired += 1
         return False
 
-    def snapshot(self, generation: int, most: int | None = None) -> Snapshot:
-        """What has changed."""
+    def _due(self, before_ms: int) -> list[bytes]:
+        return [key for key, (_, at) in self.changed.items() if at <= before_ms or self.sums[key].pending]
+
+    def waiting(self, before_ms: int) -> int:
+        """What has changed by then, or has something to say."""
+        return len(self._due(before_ms))
+
+    def snapshot(self, generation: int, most: int, before_ms: int) -> Snapshot:
+        """That."""
+        return Snapshot(self, generation, sorted(self._due(before_ms)[:most]))
+
+    @property
+    def safe(self) -> int:
+        """Where what is not in a snapshot begins."""
+        return min((offset for offset, _ in self.changed.values()), default=1 << 62)
+
+    def latest(self, most: int) -> list[Output]:
+        """Whatever a test has put there."""
         del most
-        return Snapshot(self, generation)
+        said, self.news = self.news, []
+        return said
 
     def acknowledge(self, key: str, by: str, at: int) -> None:
         """There are no alarms to acknowledge."""

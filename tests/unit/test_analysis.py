@@ -6,6 +6,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas import latest
+from schemas.names import parted
 from schemas.reading import Reading
 from tests.lab.analysis import MINUTE, SIZES, START, Kept, reading, recomputed, records
 
@@ -65,6 +67,7 @@ def in_time(readings: list[Reading]) -> list[Reading]:
 def test_windows_equal_a_recomputation_wherever_a_process_dies(readings: list[Reading], data: st.DataObject) -> None:
     readings = in_time(readings)
     log = records(readings)
+    now = max(record.timestamp for record in log)
     kept = Kept()
     partition = kept.begin()
     place = 0
@@ -72,13 +75,16 @@ def test_windows_equal_a_recomputation_wherever_a_process_dies(readings: list[Re
         if place >= len(log):
             break
         upto = min(len(log), place + data.draw(st.integers(1, 20)))
-        partition.fold(log[place:upto], log[upto - 1].timestamp)
+        partition.fold(log[place:upto], now)
         place = upto
         match data.draw(st.sampled_from(["go on", "keep", "die", "idle"])):
             case "keep":
-                dies = data.draw(st.sampled_from(["", "state", "outputs", "side", "ack"]))
-                if not kept.keep(partition, place, dies):
+                dies = data.draw(st.sampled_from(["", "", "state", "outputs", "side", "ack"]))
+                before_ms = now - data.draw(st.sampled_from([0, 30_000]))
+                if not kept.keep(partition, place, dies, most=data.draw(st.integers(1, 4)), before_ms=before_ms):
                     partition, place = kept.begin(), kept.acknowledged
+                elif data.draw(st.booleans()):
+                    kept.said += partition.latest(1)
             case "die":
                 partition, place = kept.begin(), kept.acknowledged
             case "idle":
@@ -88,6 +94,19 @@ def test_windows_equal_a_recomputation_wherever_a_process_dies(readings: list[Re
     equal(kept, readings)
     assert kept.keep(partition, len(log))
     assert partition.dirty == 0
+    assert kept.acknowledged == len(log)
+    alone = Kept()
+    undisturbed = alone.begin()
+    undisturbed.fold(log, now)
+    after(alone, undisturbed)
+    alone.keep(undisturbed, len(log))
+    assert last_values(kept) == last_values(alone)
+
+
+def last_values(kept: Kept) -> dict[bytes, Any]:
+    """What the compacted topic comes to."""
+    found = {output.key: latest.read(output.value or b"") for output in kept.said if output.topic == "latest"}
+    return {key: (each.reading, each.online, each.hour, each.day) for key, each in found.items()}
 
 
 @settings(max_examples=100, deadline=None)
@@ -220,3 +239,38 @@ def test_a_device_that_was_silent_says_its_windows_by_the_clock() -> None:
     start = str(round(START.timestamp()) * 1_000_000)
     assert kept.aggregates()["d", "telemetry", "", "t", "1m", start].values["count"] == 2
     assert MINUTE == SIZES["1m"]
+
+
+def test_a_channel_is_kept_when_it_has_something_to_say_or_changed_long_ago() -> None:
+    """Until then each reading changes it, and nothing is written; the log is needed from the oldest of these on."""
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(0, "a", t=1.0), reading(10, "b", t=1.0), reading(20, "a", t=2.0), reading(63, "a", t=1.0)])
+    ms = log[0].timestamp
+    partition.fold(log[:3], ms + 20_000)
+    assert (partition.waiting(ms), partition.waiting(ms + 20_000), partition.dirty, partition.safe) == (0, 2, 2, 0)
+    partition.fold(log[3:], ms + 63_000)
+    assert partition.waiting(ms) == 1, "a minute of a's is over"
+    kept.keep(partition, 4, before_ms=ms)
+    assert [parted(key.decode())[0] for key in kept.state] == ["a"]
+    assert {output.topic for output in kept.said} == {"aggregates", "latest"}
+    assert (kept.acknowledged, partition.safe) == (1, 1), "b's reading has changed what is not kept"
+    partition.fold(records([reading(0, "a", t=1.0)] * 4 + [reading(64, "a", t=1.0)])[4:], ms + 64_000)
+    kept.keep(partition, 5, most=1, before_ms=ms + 64_000)
+    assert (kept.acknowledged, partition.safe) == (4, 4), "the one that changed first is kept first"
+    kept.keep(partition, 5, most=1, before_ms=ms + 64_000)
+    assert kept.acknowledged == 5
+
+
+def test_last_values_are_said_once_and_again_by_the_next_owner() -> None:
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(0, "a", t=1.0), reading(1, "b", t=1.0), reading(2, "a", t=2.0)])
+    partition.fold(log, log[-1].timestamp)
+    assert [len(partition.latest(1)) for _ in range(3)] == [1, 1, 0]
+    kept.keep(partition, 3)
+    assert not [output for output in kept.said if output.topic == "latest"], "they were said"
+    partition.fold(records([reading(0, t=1.0)] * 3 + [reading(3, "a", t=3.0)])[3:], log[-1].timestamp)
+    kept.keep(partition, 4, "outputs")
+    [again] = kept.begin().latest(10)
+    assert latest.read(again.value or b"").reading.values == {"t": 3.0}

@@ -11,7 +11,7 @@ import pytest
 from agents.analyze import Analyzer, Limits
 from agents.decode import CannotWithdrawError
 from schemas.decoding import Item
-from tests.lab.tally import Silent, Tally
+from tests.lab.tally import Output, Silent, Tally
 from tests.lab.virtual import virtual
 
 TOPICS = {"alarms": "t-alarms", "aggregates": "t-aggregates"}
@@ -145,7 +145,8 @@ class Bench(Silent):
             TOPICS,
             self,
             self.faults.append,
-            limits=Limits(**{"every": 5.0, **limits}),
+            limits=Limits(**{"every": 5.0, "age": 0.0, **limits}),
+            clock=lambda: asyncio.get_running_loop().time(),
             at=lambda step: self.events.append(f"at {step}"),
         )
 
@@ -277,22 +278,69 @@ async def test_a_checkpoint_comes_early_when_much_waits_and_folding_stops_when_t
         assert 4 == bench.events.count("at folded")
 
 
-@pytest.mark.parametrize("limits", [{"records": 3}, {"states": 2}])
-def test_records_and_states_count_too(limits: dict[str, int]) -> None:
-    """Many records in few chunks, and many keys in few records."""
+@virtual
+async def test_many_records_in_few_chunks_count_too() -> None:
+    """All of them are made safe then, however young their states are."""
+    async with Bench(every=3600.0, age=3600.0, records=3) as bench:
+        await bench.begin()
+        await bench.put(0, 1)
+        await asyncio.sleep(1)
+        assert not bench.acked
+        await bench.put(1, 1, 1, key=b"b")
+        await asyncio.sleep(1)
+        assert [0, 1] == bench.acked
 
-    @virtual
-    async def run() -> None:
-        async with Bench(every=3600.0, **limits) as bench:
-            await bench.begin()
-            await bench.put(0, 1)
-            await asyncio.sleep(1)
-            assert not bench.acked
-            await bench.put(1, 1, 1, key=b"b")
-            await asyncio.sleep(1)
-            assert [0, 1] == bench.acked
 
-    run()
+@virtual
+async def test_a_state_is_kept_when_it_has_something_to_say_or_is_of_age() -> None:
+    """A key that has a value each second is not written each time; chunks are acknowledged up to the oldest change."""
+    async with Bench(age=20.0) as bench:
+        await bench.begin()
+        written = bench.tables["state"].entries
+        for second in range(29):
+            if second < 10:
+                await bench.put(second, 1)
+            await bench.put(100 + second, 1, key=b"slow%d" % second, partition=1)
+            await asyncio.sleep(1)
+            if second == 8:
+                assert not written
+            if second == 12:
+                assert list(written) == [0], "the tenth closes a window"
+                assert bench.acked == list(range(10))
+        assert len(written[1]) == 5, "those of more than 20 s ago at the last checkpoint"
+        assert bench.acked[10:] == [100 + second for second in range(5)]
+
+
+@virtual
+async def test_what_has_come_to_rest_is_kept_at_once() -> None:
+    """Nothing came since the checkpoint before: there is no reason to wait for more."""
+    async with Bench(age=3600.0) as bench:
+        await bench.begin()
+        await bench.put(0, 1)
+        await asyncio.sleep(5)
+        assert not bench.acked
+        await asyncio.sleep(5)
+        assert bench.acked == [0]
+
+
+@virtual
+async def test_last_values_are_said_at_each_checkpoint_of_a_partition_that_is_read_to_its_end() -> None:
+    """Though no state is kept for that; what lags behind has others to come first."""
+    async with Bench(age=3600.0) as bench:
+        bench.read = False
+        await bench.begin()
+        bench.made[0].news = [Output("alarms", "a", b"news", b"1")]
+        await bench.put(0, 1)
+        await asyncio.sleep(6)
+        assert not bench.producer.logs
+        bench.read = True
+        await asyncio.sleep(6)
+        assert [item.key for item in bench.producer.logs["t-alarms"]] == [b"news"]
+        bench.made[0].news = [Output("alarms", "a", b"news", b"2")]
+        bench.analyzer.drain(time.monotonic() + 20)
+        await asyncio.sleep(1)
+        assert 1 == len(bench.producer.logs["t-alarms"]), "the state has it, for the next owner"
+        assert not bench.faults
 
 
 @virtual
