@@ -1,6 +1,7 @@
 """From settings to a Faust app that runs one stage. Building does no I/O but to read files; starting does."""
 
 import gc
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,9 @@ from app.telemetry import Telemetry
 
 _MIN_FETCH_BYTES = 64 * 1024
 _PREFETCH_BYTES = 16 * 1024 * 1024
+#: In flight for a stage that sheds: some tenths of a second of records.
+_SHED_BYTES = 8 * 1024 * 1024
+_SHED_RECORDS = 10_000
 
 
 class StageWorker(faust.Worker):
@@ -94,13 +98,16 @@ def app_options(stage: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def transport_limits(settings: Settings) -> dict[str, int]:
-    """The transport's bounds, by the names of `app.transport.Consumer`."""
+def transport_limits(settings: Settings, *, sheds: bool = False) -> dict[str, int]:
+    """The transport's bounds, by the names of `app.transport.Consumer`.
+
+    A stage that `sheds` its records as it takes them never waits with them, and needs few.
+    """
     return {
         "chunk_records": settings.chunk_records,
         "chunk_bytes": settings.chunk_bytes,
-        "max_inflight_bytes": settings.max_inflight_bytes,
-        "max_inflight_records": settings.channel_size,
+        "max_inflight_bytes": min(settings.max_inflight_bytes, _SHED_BYTES if sheds else sys.maxsize),
+        "max_inflight_records": min(settings.channel_size, _SHED_RECORDS if sheds else sys.maxsize),
     }
 
 
@@ -116,7 +123,7 @@ def build(stage: str, settings: Settings, parts_of: Callable[..., Stage] = make)
 
     parts = parts_of(stage, settings, producer, telemetry, fault)
     telemetry.sink = parts.sink
-    app.transport_limits = transport_limits(settings)
+    app.transport_limits = transport_limits(settings, sheds=parts.stateful is not None)
     for table in parts.tables:
         table.bind(app, settings.topics.partitions)
     app.runtime = Runtime(app, stage, parts, settings, producer, telemetry)

@@ -14,7 +14,7 @@ from faust.types import TP
 from mode import Service as ModeService
 
 from agents.decode import CannotWithdrawError
-from app import health, kafka, lag, topics
+from app import health, kafka, lag, memory, topics
 from app.control import Control
 from app.produce import BatchProducer
 from app.settings import Settings
@@ -138,6 +138,7 @@ class Runtime(ModeService):
             self.add_future(self._guarded(service.run()))
         self.add_future(self._guarded(self._watch_lag()))
         self.add_future(self._guarded(self._gauges()))
+        self.add_future(memory.run())
         self.add_future(self._guarded(health.watch(self, lambda: leave(EXIT_FAULT))))
 
     async def _on_seek(self, partitions: set[TP]) -> dict[TP, int]:

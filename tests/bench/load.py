@@ -52,7 +52,9 @@ def decoded(count: int) -> list[Item]:
     return items
 
 
-def on_schedule(count: int, devices: int, every_s: float) -> tuple[list[Item], list[int]]:
+def on_schedule(
+    count: int, devices: int, every_s: float, *, until: datetime | None = None
+) -> tuple[list[Item], list[int]]:
     """Decoded readings of three metrics that a profile of rules watches and is content with, until about now.
 
     Each device has one in `every_s` seconds, and times are in order; with them the times of receipt (ms), the same.
@@ -60,7 +62,7 @@ def on_schedule(count: int, devices: int, every_s: float) -> tuple[list[Item], l
     random = Random(1)
     levels = [20.0 + random.random() for _ in range(devices)]
     step = timedelta(seconds=every_s / devices)
-    begin = datetime.now(UTC) - step * count
+    begin = (until or datetime.now(UTC)) - step * count
     items, times_ms = [], []
     for number in range(count):
         device = number % devices

@@ -40,7 +40,7 @@ def _parts() -> dict[str, Part]:
         "decode": Part(decode.decode, 130.0),
         "detectors": Part(analyze.detectors, 60.0),
         "analyze": Part(analyze.cost, 150.0),
-        "analyze-memory": Part(analyze.memory, 150.0),
+        "analyze-memory": Part(analyze.memory, 240.0),
         "analyze-recovery": Part(recovery.recovery, 150.0),
         "alarm-latency": Part(partial(alarms.latency, store=prompt[-1]), 150.0, prompt[-1:]),
     }

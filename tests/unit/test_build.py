@@ -83,6 +83,14 @@ def test_the_transport_is_found_by_its_url_and_gets_its_limits() -> None:
     assert app.conf.id == "iotflow-store-timescale"
 
 
+def test_a_stage_that_sheds_its_records_has_few_in_flight() -> None:
+    """Its memory is for state."""
+    env = {**ENV, "CHANNEL_SIZE": "50000"}
+    store, analyze = (build(stage, load(env)).transport_limits for stage in ("store-timescale", "analyze"))
+    assert (store["max_inflight_records"], analyze["max_inflight_records"]) == (50_000, 10_000)
+    assert analyze["max_inflight_bytes"] < store["max_inflight_bytes"]
+
+
 @pytest.mark.parametrize(("crashed", "code"), [(False, 0), (True, EXIT_FAULT)], ids=["asked for", "after a crash"])
 def test_a_stop_that_is_cut_short_says_why_it_was_begun(crashed: bool, code: int) -> None:  # noqa: FBT001
     """Faust stops after a crash as after SIGTERM: only the exit code tells a supervisor to start the worker again."""
