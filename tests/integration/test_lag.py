@@ -9,23 +9,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import UnknownTopicOrPartitionError
 
 from app import lag
 from app.telemetry import BROKER_UP, LAG, LAG_STALE, Telemetry
 from deploy.local.kafka import Kafka
+from tests.lab.apps import create
 
 
 @pytest.fixture
 async def topic(kafka_servers: str) -> str:
     name = f"lag-{uuid.uuid4().hex[:8]}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_servers)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, 3, 1)])
-    finally:
-        await admin.close()
+    await create(kafka_servers, name, 3)
     return name
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from app import kafka, topics
 from app.cli import main
 from app.settings import Settings, load
-from tests.lab.apps import own_topics, unique
+from tests.lab.apps import made, own_topics, unique
 
 DAY_MS = 86_400_000
 
@@ -72,7 +72,7 @@ async def test_a_change_leaves_every_other_setting_alone(settings: Settings, adm
     """What aiokafka's own `alter_configs` would reset: settings that somebody else made."""
     (raw, *_) = topics.wanted(settings)
     theirs = {"retention.ms": "1000", "segment.ms": "123456789", "max.message.bytes": "9000000"}
-    await admin.create_topics([NewTopic(raw.name, raw.partitions, 1, topic_configs=theirs)])
+    await made(admin, NewTopic(raw.name, raw.partitions, 1, topic_configs=theirs))
 
     plan = await topics.plan(admin, [raw])
     assert plan.change == [topics.Change(raw.name, {"retention.ms": ("1000", str(7 * DAY_MS))})]
@@ -97,12 +97,8 @@ async def test_a_topic_created_meanwhile_is_put_right_or_refused(
 ) -> None:
     raw, decoded, dead, *_ = topics.wanted(settings)
     plan = await topics.plan(admin, [raw, decoded, dead])
-    await admin.create_topics(
-        [
-            NewTopic(raw.name, raw.partitions, 1, topic_configs={"retention.ms": "1000"}),
-            NewTopic(decoded.name, 7, 1),
-        ]
-    )
+    theirs = NewTopic(raw.name, raw.partitions, 1, topic_configs={"retention.ms": "1000"})
+    await made(admin, theirs, NewTopic(decoded.name, 7, 1))
     done = await topics.apply(admin, plan)
     assert [topic.name for topic in done.create] == [dead.name]
     assert done.change[0] == topics.Change(raw.name, {"retention.ms": ("1000", str(7 * DAY_MS))})
@@ -116,7 +112,7 @@ async def test_a_partition_count_is_never_changed(
     settings: Settings, admin: AIOKafkaAdminClient, partitions: int
 ) -> None:
     decoded = topics.wanted(settings)[1]
-    await admin.create_topics([NewTopic(decoded.name, partitions, 1)])
+    await made(admin, NewTopic(decoded.name, partitions, 1))
     done = await topics.apply(admin, await topics.plan(admin, [decoded]))
     assert [refusal.name for refusal in done.refused] == [decoded.name]
     assert await partitions_of(admin, decoded.name) == partitions

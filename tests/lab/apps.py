@@ -268,9 +268,20 @@ async def create(servers: str, topic: str, partitions: int = 4, **config: str) -
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=config)])
+        await made(admin, NewTopic(topic, partitions, 1, topic_configs=config))
     finally:
         await admin.close()
+
+
+async def made(admin: AIOKafkaAdminClient, *topics: NewTopic) -> None:
+    """Make topics, and return when the broker knows of them: the controller answers a moment before that."""
+    await admin.create_topics(topics)
+
+    async def known() -> bool:
+        found = await admin.describe_topics([topic.name for topic in topics])
+        return all(not each["error_code"] and all(part["leader"] >= 0 for part in each["partitions"]) for each in found)
+
+    await until(known)
 
 
 async def create_changelog(servers: str, group: str, partitions: int = 4) -> None:
