@@ -2,8 +2,9 @@
 
 The state is that of devices an hour old. A few devices are analysed in process for an hour of their time, each with a
 reading and a checkpoint every 5 s, and what the tables then have of them is written to the changelogs under as many
-names as there are to be devices: what compaction leaves of an hour of load. Compaction leaves the last minutes alone
-(`min.compaction.lag.ms`): what they add is computed from how long the states of half a minute of checkpoints take.
+names as there are to be devices: what compaction leaves of an hour of load. Compaction leaves the last minute alone
+(`min.compaction.lag.ms`), and the segment that is written to: what they add is computed from how long it takes to read
+each state some times.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from tables.windows import Window
 from tests.bench import load
 from tests.bench.bench import Bench, Storeless, say
 from tests.bench.figures import Figure
-from tests.bench.load import METRICS, Load
+from tests.bench.load import METRICS, PARTITIONS, Load
 from tests.bench.spec import Raw
 from tests.bench.watch import Watch, cpu_s
 from tests.lab.analysis import Kept
@@ -37,9 +38,10 @@ from tests.lab.pipeline import Process
 PATTERNS = 200
 _EVERY_S = 5.0
 _HOUR_S = 3600.0
-#: Checkpoints that are measured without compaction, and so many are made in a minute.
-_CHECKPOINTS = 6
-_CHECKPOINTS_A_MINUTE = 12
+#: So many times each state is read without compaction; and so often it is written in a minute: when its window closes,
+#: and when it is of age.
+_TIMES = 6
+_TIMES_A_MINUTE = 1 + 60 / settings_of({}).analysis.checkpoint_age
 _GOAL_S = 20.0
 _PATIENCE_S = 100.0
 
@@ -109,18 +111,19 @@ async def recovery(bench: Bench) -> list[Figure]:
             await _write(bench, pipeline, name, of)
         empty = await _restored(bench, pipeline, devices, "without local tables")
         local = await _restored(bench, pipeline, devices, "with local tables", port=empty.port)
-        lag_ms = _lag_ms(pipeline)
+        minutes = _uncompacted_minutes(pipeline, sizes["state"])
     async with Storeless(bench, "recovery", **more) as pipeline:
-        await _write(bench, pipeline, "state", tables["state"] * _CHECKPOINTS)
-        newer = await _restored(bench, pipeline, devices, f"the states alone, {_CHECKPOINTS} times")
-    return _figures(devices, sizes, {"empty": empty, "local": local, "newer": newer}, lag_ms / 60_000)
+        await _write(bench, pipeline, "state", tables["state"] * _TIMES)
+        newer = await _restored(bench, pipeline, devices, f"the states alone, {_TIMES} times")
+    return _figures(devices, sizes, {"empty": empty, "local": local, "newer": newer}, minutes)
 
 
-def _lag_ms(pipeline: Storeless) -> int:
-    """How long compaction leaves what was written alone."""
+def _uncompacted_minutes(pipeline: Storeless, size: int) -> float:
+    """Of how many minutes of states nothing is compacted: the lag, and as long as a segment is written to."""
     state = f"{pipeline.settings.app_id('analyze')}-state-changelog"
     (found,) = (topic for topic in topics.wanted(pipeline.settings) if topic.name == state)
-    return int(found.config.get("min.compaction.lag.ms", "0"))
+    segments = int(found.config["segment.bytes"]) * PARTITIONS
+    return int(found.config["min.compaction.lag.ms"]) / 60_000 + segments / (size * _TIMES_A_MINUTE)
 
 
 async def _write(bench: Bench, pipeline: Storeless, table: str, items: Sequence[Item]) -> None:
@@ -161,9 +164,9 @@ def _states(worker: Process, since: float) -> tuple[int, float]:
     return 0, 0.0
 
 
-def _figures(devices: int, sizes: Mapping[str, int], runs: Mapping[str, Restored], lag_minutes: float) -> list[Figure]:
+def _figures(devices: int, sizes: Mapping[str, int], runs: Mapping[str, Restored], minutes: float) -> list[Figure]:
     empty, local, newer = runs["empty"], runs["local"], runs["newer"]
-    more = max(0.0, newer.seconds - local.seconds) * _CHECKPOINTS_A_MINUTE / _CHECKPOINTS
+    more = max(0.0, newer.seconds - local.seconds) * _TIMES_A_MINUTE / _TIMES
     series = f"{devices * METRICS:,} series"
     raw = {f"MB of {name}": size / 1e6 for name, size in sizes.items()}
 
@@ -175,14 +178,14 @@ def _figures(devices: int, sizes: Mapping[str, int], runs: Mapping[str, Restored
         "tables, and the states unpacked"
     )
     late = (
-        f"compaction leaves {lag_minutes:.0f} minutes alone, and in each of them every state is written "
-        f"{_CHECKPOINTS_A_MINUTE} times, which take {more:.1f} s to read"
+        f"compaction leaves the last {minutes:.1f} minutes alone, and in each of them every state is written "
+        f"{_TIMES_A_MINUTE:.0f} times, which take {more:.1f} s to read"
     )
     return [
         Figure("analyze-recovery", f"{series}, compacted", empty.seconds, "s", of(empty) | raw, _GOAL_S, at_most=True,
                bound=bound),
         Figure("analyze-recovery", f"{series}, local tables", local.seconds, "s", of(local), _GOAL_S, at_most=True),
-        Figure("analyze-recovery", f"{series}, states alone, {_CHECKPOINTS} times", newer.seconds, "s", of(newer)),
-        Figure("analyze-recovery", f"{series}, {lag_minutes:.0f} minutes not compacted, computed",
-               empty.seconds + more * lag_minutes, "s", {"s a minute": more}, _GOAL_S, at_most=True, bound=late),
+        Figure("analyze-recovery", f"{series}, states alone, {_TIMES} times", newer.seconds, "s", of(newer)),
+        Figure("analyze-recovery", f"{series}, {minutes:.1f} minutes not compacted, computed",
+               empty.seconds + more * minutes, "s", {"s a minute": more}, _GOAL_S, at_most=True, bound=late),
     ]  # fmt: skip
