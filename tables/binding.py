@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 Entry = tuple[bytes, bytes | None]
 
 #: One cache for all partitions of all tables of a process: state is read whole, once, and then kept by its owner.
-_CACHE_BYTES: Final = 8 * 2**20
+CACHE_BYTES: Final = 8 * 2**20
 #: Of each partition of each table. RocksDB's own would be three times 64 MiB.
-_LIMITS: Final[Mapping[str, int]] = {
-    "block_cache_size": _CACHE_BYTES,
+LIMITS: Final[Mapping[str, int]] = {
+    "block_cache_size": CACHE_BYTES,
     "write_buffer_size": 2**20,
     "max_write_buffer_number": 2,
     "target_file_size_base": 8 * 2**20,
@@ -116,18 +116,28 @@ def restore(store: Store, batch: Iterable[EventT[Any]], *, keeps_highest: bool) 
         store.put(partition, entries.items(), ends[partition])
 
 
-class _Options(rocksdb.RocksDBOptions):
-    """Faust's, with one cache for all databases of the process."""
+class Options(rocksdb.RocksDBOptions):
+    """Faust's, with one cache for all databases of the process, also of those that are opened again."""
 
     cache: ClassVar[Any] = None
 
+    def open(self, path: Path, *, read_only: bool = False) -> Any:
+        """Open a database, or make it."""
+        del read_only  # Faust has no use for it with rocksdict either
+        options = self.as_options()
+        # Of a database that is there, rocksdict takes only what is said by the name of its column family: it would have
+        # a cache of 8 MiB to itself, and no bloom filter.
+        found = rocksdict.Rdict(str(path), options=options, column_families={"default": options})
+        found.set_read_options(rocksdict.ReadOptions())
+        return found
+
     def as_options(self) -> Any:
         """As Faust makes them."""
-        if _Options.cache is None:
-            _Options.cache = rocksdict.Cache(_CACHE_BYTES)
+        if Options.cache is None:
+            Options.cache = rocksdict.Cache(CACHE_BYTES)
         options = super().as_options()
         blocks = rocksdict.BlockBasedOptions()
-        blocks.set_block_cache(_Options.cache)
+        blocks.set_block_cache(Options.cache)
         blocks.set_bloom_filter(10, block_based=False)
         options.set_block_based_table_factory(blocks)
         return options
@@ -140,7 +150,7 @@ class _Rocks(rocksdb.Store):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rocksdb_options = _Options(**_LIMITS, use_rocksdict=True)
+        self.rocksdb_options = Options(**LIMITS, use_rocksdict=True)
         self.outdone: dict[int, set[bytes]] = {}
 
     def holds(self, partition: int) -> bool:
