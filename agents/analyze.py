@@ -119,6 +119,10 @@ class Partition(Protocol):
         """Some of those that `waiting` counts."""
 
     @property
+    def unsaid(self) -> int:
+        """How many states have something to say."""
+
+    @property
     def safe(self) -> int:
         """The offset before which all that was folded was in snapshots."""
 
@@ -183,6 +187,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     every: float = 5.0
     #: Seconds after which a state that has changed is kept at the latest.
     age: float = 30.0
+    #: A checkpoint is made when so many states of a partition have something to say, which they keep until then.
+    unsaid: int = 1_000
     #: A checkpoint of everything is made at so many chunks or records that are not acknowledged.
     chunks: int = 8_000
     records: int = 500_000
@@ -476,7 +482,7 @@ class Analyzer:
         self.at("folded")
         if self._chunks >= self._limits.chunks or self._records >= self._limits.records:
             self._whole = True
-        if self._whole or owned.part.full:
+        if self._whole or owned.part.full or owned.part.unsaid >= self._limits.unsaid:
             self._due.set()
 
     def _post(self, outputs: Sequence[Output]) -> None:

@@ -166,6 +166,11 @@ class Partition:
         return len(self._touched)
 
     @property
+    def unsaid(self) -> int:
+        """How many channels have something to say."""
+        return len(self._saying)
+
+    @property
     def safe(self) -> int:
         """The offset before which all that was folded is in snapshots."""
         return next(iter(self._touched.values()))[0] if self._touched else _NEVER

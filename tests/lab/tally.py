@@ -157,6 +157,11 @@ class Tally:
         return Snapshot(self, generation, sorted(self._due(before_ms)[:most]))
 
     @property
+    def unsaid(self) -> int:
+        """How many have windows that are to be sent."""
+        return sum(bool(self.sums[key].pending) for key in self.changed)
+
+    @property
     def safe(self) -> int:
         """Where what is not in a snapshot begins."""
         return min((offset for offset, _ in self.changed.values()), default=1 << 62)

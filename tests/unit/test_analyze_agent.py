@@ -292,6 +292,20 @@ async def test_many_records_in_few_chunks_count_too() -> None:
 
 
 @virtual
+async def test_a_checkpoint_comes_early_when_many_states_have_something_to_say() -> None:
+    """They keep it until then, and windows of all devices close in the same second."""
+    async with Bench(every=3600.0, unsaid=2) as bench:
+        await bench.begin()
+        await bench.put(0, *TEN)
+        await asyncio.sleep(1)
+        assert not bench.acked
+        await bench.put(10, *TEN, key=b"b")
+        await asyncio.sleep(1)
+        assert [0, 10] == bench.acked
+        assert 2 == len(bench.producer.logs["t-aggregates"])
+
+
+@virtual
 async def test_a_state_is_kept_when_it_has_something_to_say_or_is_of_age() -> None:
     """A key that has a value each second is not written each time; chunks are acknowledged up to the oldest change."""
     async with Bench(age=20.0) as bench:
