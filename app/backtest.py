@@ -24,7 +24,7 @@ from schemas.reading import Reading
 from schemas.record import Headers
 from schemas.rules import READING, DetectorRule, LevelRule, Rule
 from tables.analysis import Config, Partition
-from tables.output import Output
+from tables.output import Change, Output
 from tables.rules import Rulebook
 
 #: Readings of a device between two snapshots, which say what has waited.
@@ -333,7 +333,8 @@ class _Trial:
 
     def _keep(self) -> None:
         snapshot = self._partition.snapshot(0)
-        for change in snapshot.side:
+        states = (Change("state", key, value) for key, value in snapshot.states)
+        for change in [*states, *snapshot.side]:
             if change.value is None:
                 self._side.pop((change.table, change.key), None)
             else:

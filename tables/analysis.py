@@ -26,7 +26,7 @@ from schemas.record import Record
 from tables import alarms, channel, output, windows
 from tables.alarms import Policy
 from tables.channel import Channel, Deep
-from tables.detectors import RUN, trim
+from tables.detectors import RUN
 from tables.judge import ON_READING, Circumstances, Judge, Load
 from tables.output import (
     HOUR,
@@ -49,12 +49,9 @@ _OPEN: Final = 64
 METRICS: Final = 100
 #: More sensors than this without a value are worth an event, as S4 has it.
 _MISSING: Final = 3
-#: So many bytes of a series' log of updates are kept in the state before its histograms are stored anew.
-_LOG_BYTES: Final = 240
 _MS: Final = 1000
 _DAY: Final = 24 * HOUR
 _NEVER: Final = 1 << 62
-_NONE: Final = -_NEVER
 _SOURCED: Final = 3
 #: Numbers that a channel keeps one by one until a checkpoint is made for it: some 300 KB.
 _HEAVY: Final = 32_768
@@ -100,7 +97,7 @@ class Rules(Protocol):
 
 
 class Partition:
-    """The channels of one partition. `load` reads an entry of a table beside the state: `windows`, `histograms`."""
+    """The channels of one partition. `load` reads an entry of a table: `state`, `windows`, `histograms`."""
 
     def __init__(self, number: int, config: Config, rules: Rules, load: Load) -> None:
         self.number = number
@@ -110,6 +107,7 @@ class Partition:
         self._rules = rules
         self._judge = Judge(rules.book, config.policy, load, escalate=config.escalate)
         self._load = load
+        self._fetch = partial(load, "state")
         self._base = config.sizes[0]
         self._channels: dict[tuple[str, str, str], Channel] = {}
         #: Those that have changed since they were last in a snapshot, the one that did so first in front: from which
@@ -137,13 +135,9 @@ class Partition:
 
     def restore(self, key: bytes, value: bytes) -> None:
         """Take over an entry of the table `state`. Raises `ValueError` for one of a later release."""
-        found = channel.restore(key, value, self.config.sizes)
+        found = channel.restore(key, value, self.config.sizes, self._fetch)
         self._channels[found.measurement, found.device_id, found.name] = found
         found.expected = self._named(found.measurement)
-        known = found.opened().windows
-        found.saying = bool(known.loose)
-        found.closed = known.archived[0][-1] if known.archived[0] else _NONE
-        found.shut()
         if found.latest_due:
             self._fresh[found] = None
         if found.pending or found.saying:
@@ -217,29 +211,28 @@ class Partition:
         return [output.last_values(each) for each in some if each.latest]
 
     def _keep(self, each: Channel, generation: int, found: "Snapshot") -> None:
-        kept = _Kept(each, len(each.pending), set(), [])
+        said: set[tuple[int, int, int]] = set()
+        logs: channel.Logs = []
         found.outputs += output.pending(each)
         if each.saying:
             deep = each.opened()
             for closed in deep.windows.loose:
                 found.outputs += output.aggregates(each, self.config.sizes[closed.level], closed)
-                kept.loose.add((closed.level, closed.start, closed.version))
+                said.add((closed.level, closed.start, closed.version))
             found.side += self._archive(each, deep)
-            for (source, metric), histograms in each.histograms.items():
-                if len(deep.detectors[source][metric].log) >= _LOG_BYTES:
-                    key = output.histograms_key(each, source, metric)
-                    found.side.append(Change("histograms", key, histograms.pack()))
-                    kept.logs.append((source, metric, histograms.n))
+            for source, metric, histograms in self._judge.learnt(each, deep):
+                found.side.append(Change("histograms", output.histograms_key(each, source, metric), histograms.pack()))
+                logs.append((source, metric, histograms.n))
         each.shut()
         if each.latest_due and each.latest:
             found.outputs.append(output.last_values(each))
-        if each.forgotten and not each.pending and not kept.loose:
+        if each.forgotten and not each.pending and not said:
             found.states.append((each.key, None))
             del self._channels[each.measurement, each.device_id, each.name]
             return
         found.states.append((each.key, each.pack(generation, self.config.sizes)))
         each.latest_due = False
-        found.kept.append(kept)
+        found.kept.append(_Kept(each, each.packed, len(each.pending), said, logs))
 
     def _archive(self, each: Channel, deep: Deep) -> Iterator[Change]:
         """The entries of the table `windows` with those that are let go of, and without those that are too old."""
@@ -298,7 +291,7 @@ class Partition:
             return None
         if max(len(reading.measurement), len(reading.device_id), len(reading.channel)) > 2 * NAME_CHARS:
             return None  # nothing that decode makes
-        found = Channel(reading.measurement, reading.device_id, reading.channel, self.config.sizes)
+        found = Channel(reading.measurement, reading.device_id, reading.channel, self.config.sizes, self._fetch)
         self._channels[reading.measurement, reading.device_id, reading.channel] = found
         found.expected = self._named(reading.measurement)
         return found
@@ -493,10 +486,7 @@ class Partition:
             return True
         if start > each.closed:  # nearly always
             return False
-        roll, _ = self._opened(each)
-        found = roll.closed(0, start)
-        each.shut()
-        return found
+        return start in each.looked().windows.archived[0]
 
     def _correct(  # noqa: PLR0913  as `_fold`
         self,
@@ -629,23 +619,19 @@ class Partition:
         said: list[Output] = []
         self._judge.withdraw(each, each.newest, said)
         each.pending += deferred(said)
-        deep = each.opened()
         self._gone += [Change("windows", windows_key(each, size), None) for size in self.config.sizes]
-        for source, memories in deep.detectors.items():
+        for source, memories in each.looked().detectors.items():
             for metric in memories:
                 self._gone.append(Change("histograms", output.histograms_key(each, source, metric), None))
-        each.shut()
         each.forgotten = True
         self.touch(each)
 
     def _ends(self, each: Channel) -> list[int]:
         """When its open windows end."""
-        deep = each.opened()
         ends = [block.start + self._base.size for block in each.blocks]
-        for size, upper in zip(self.config.sizes, deep.windows.uppers, strict=True):
+        for size, upper in zip(self.config.sizes, each.looked().windows.uppers, strict=True):
             if upper is not None:
                 ends.append(upper.start + size.size)
-        each.shut()
         return ends
 
     # -- people --------------------------------------------------------------------------------------------------------
@@ -674,10 +660,11 @@ class _Kept(NamedTuple):
     """What a snapshot has of a channel, to be let go of when it is kept and said."""
 
     channel: Channel
+    packed: bytes | None
     pending: int
-    #: Windows by size and start, with their versions, and histograms by source and metric, with their updates.
-    loose: set[tuple[int, int, int]]
-    logs: list[tuple[str, str, int]]
+    #: Closed windows by size, start and version.
+    said: set[tuple[int, int, int]]
+    logs: channel.Logs
 
 
 class Snapshot:
@@ -701,18 +688,18 @@ class Snapshot:
 
     def done(self) -> None:
         """All of it is kept and said: what was only held for that is let go of."""
-        for each, pending, loose, logs in self.kept:
+        for each, packed, pending, said, logs in self.kept:
             del each.pending[:pending]
-            if loose:
+            if each.packed is packed and each.deep is None:
+                each.let_go(logs if said else None)
+                each.saying = False
+            elif said:  # it has gone on meanwhile
                 deep = each.opened()
-                deep.windows.loose = [
-                    closed for closed in deep.windows.loose if (closed.level, closed.start, closed.version) not in loose
-                ]
-                for source, metric, updates in logs:
-                    trim(deep.detectors[source][metric], updates)
+                channel.settle(deep, said, logs)
                 each.saying = bool(deep.windows.loose)
-                weigh(each)
                 each.shut()
+            if said:
+                weigh(each)
             if each.forgotten:
                 self._partition.touch(each)  # now that nothing of it waits any more
         self._partition.full = False
@@ -735,8 +722,8 @@ def _fit(entries: dict[int, bytes]) -> None:
 def weigh(each: Channel) -> None:
     """Count the numbers that a channel keeps one by one."""
     blocks = [*each.blocks]
-    if each.deep is not None:
-        blocks += [closed.block for closed in each.deep.windows.loose if closed.block is not None]
+    if each.saying:
+        blocks += [closed.block for closed in each.looked().windows.loose if closed.block is not None]
     each.weight = sum(len(block.times) * (len(block.columns) + 1) for block in blocks)
 
 

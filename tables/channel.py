@@ -1,26 +1,33 @@
 """What is kept of one channel of a device: in memory, and packed as a value of the table `state`.
 
+What each reading needs is in memory. What is needed when a window closes, half of it all, is fetched from the table
+then, and is in memory until the table has what became of it.
+
 A value is a header of fixed size (format, generation of the group, position) and msgpack. By its header recovery knows
 which of two values is the newer. Restoring gives back what was packed, bit for bit.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from schemas.alarm import Alarm
 from schemas.names import joined, parted
 from tables import windows
-from tables.detectors import Memory
+from tables.detectors import Memory, trim
 from tables.histograms import Histograms
 from tables.rules import Watch
 from tables.windows import Block, Window, Windows
 
 #: Topic, key, value and headers of a record to be produced when the changelog has the state.
 Pending = tuple[str, bytes, bytes | None, list[tuple[str, bytes | None]]]
+#: Reads a channel's value from the table.
+Fetch = Callable[[bytes], bytes | None]
+#: Histograms that were stored apart, by source and metric, with their number of updates.
+Logs = list[tuple[str, str, int]]
 
 #: A change takes two releases: first one that reads both and writes the old, then one that writes the new.
 FORMAT: Final = 1
@@ -52,6 +59,18 @@ class Deep(Struct, array_like=True):
     judged: int = -1
 
 
+class _DeepAlone(Struct, array_like=True):
+    """The beginning of `_Saved`, to be read without the rest."""
+
+    sources: Raw
+    first_ms: int
+    seen_ms: int
+    newest: int
+    watermark: int
+    blocks: Raw
+    deep: bytes
+
+
 class _Saved(Struct, array_like=True):
     sources: dict[str, list[int]]
     first_ms: int
@@ -77,6 +96,7 @@ class _Saved(Struct, array_like=True):
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _saved: Final = msgspec.msgpack.Decoder(_Saved).decode
+_deep_alone: Final = msgspec.msgpack.Decoder(_DeepAlone).decode
 _deep: Final = msgspec.msgpack.Decoder(Deep).decode
 
 
@@ -102,6 +122,7 @@ class Channel:
         "deep",
         "device_id",
         "expected",
+        "fetch",
         "first_ms",
         "forgotten",
         "histograms",
@@ -121,6 +142,7 @@ class Channel:
         "saying",
         "seen_ms",
         "series",
+        "settled",
         "sources",
         "tags",
         "touched",
@@ -130,7 +152,7 @@ class Channel:
         "weight",
     )
 
-    def __init__(self, measurement: str, device_id: str, name: str, sizes: Sequence[Window]) -> None:
+    def __init__(self, measurement: str, device_id: str, name: str, sizes: Sequence[Window], fetch: Fetch) -> None:
         self.measurement = measurement
         self.device_id = device_id
         self.name = name
@@ -142,8 +164,12 @@ class Channel:
         #: The newest time of its readings that is to be believed, and up to where windows are closed (µs).
         self.newest = self.watermark = _LONG_AGO
         self.blocks: list[Block] = []
-        self.packed = _encode(Deep(windows.empty(len(sizes)), {}))
+        #: None while it is as the table has it.
+        self.packed: bytes | None = _encode(Deep(windows.empty(len(sizes)), {}))
         self.deep: Deep | None = None
+        self.fetch = fetch
+        #: What the table has of it as still to be said was said: these histograms were stored, None if nothing was.
+        self.settled: Logs | None = None
         self.series: dict[str, Series] = {}
         self.latest = b""
         self.latest_due = False
@@ -174,10 +200,14 @@ class Channel:
         #: The numbers that it keeps one by one.
         self.weight = 0
 
+    def looked(self) -> Deep:
+        """Its windows and detectors, only to be looked at."""
+        return self.deep if self.deep is not None else _deep(self._packed())
+
     def opened(self) -> Deep:
         """Its windows and detectors, to work on; `shut` packs them again."""
         if self.deep is None:
-            self.deep = _deep(self.packed)
+            self.deep = _deep(self._packed())
         return self.deep
 
     def shut(self) -> None:
@@ -186,10 +216,28 @@ class Channel:
             self.packed = _encode(self.deep)
             self.deep = None
 
+    def _packed(self) -> bytes:
+        if self.packed is not None:
+            return self.packed
+        value = self.fetch(self.key)
+        if value is None:
+            raise LookupError(f"the table has lost the state of {self.key!r}")
+        packed = _deep_alone(value[HEADER.size :]).deep
+        if self.settled is None:
+            return packed
+        deep = _deep(packed)
+        settle(deep, None, self.settled)
+        return _encode(deep)
+
+    def let_go(self, settled: Logs | None) -> None:
+        """The table has it, and what that says is still to be said was said: see `settled`."""
+        self.packed, self.settled = None, settled
+
     def pack(self, generation: int, sizes: Sequence[Window]) -> bytes:
         """Its value in the table."""
         if self.deep is not None:
             self.packed = _encode(self.deep)
+        self.packed = self._packed()
         saved = _Saved(
             self.sources,
             self.first_ms,
@@ -217,7 +265,21 @@ class Channel:
         return self.measurement, self.device_id, self.name, metric
 
 
-def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
+def settle(deep: Deep, said: Collection[tuple[int, int, int]] | None, logs: Logs) -> None:
+    """Let go of closed windows that were said and stored apart, and of what stored histograms have counted.
+
+    Windows are named by size, start and version; None for all.
+    """
+    deep.windows.loose = [
+        closed
+        for closed in deep.windows.loose
+        if said is not None and (closed.level, closed.start, closed.version) not in said
+    ]
+    for source, metric, updates in logs:
+        trim(deep.detectors[source][metric], updates)
+
+
+def restore(key: bytes, value: bytes, sizes: Sequence[Window], fetch: Fetch) -> Channel:
     """The channel that was packed; where other sizes are set by now, with no windows.
 
     Raises `ValueError` for a format of a later release.
@@ -227,7 +289,7 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
         raise ValueError(f"state of format {version}; this release reads {FORMAT}: was it written by a newer one?")
     device_id, measurement, name = parted(key.decode())
     saved = _saved(value[HEADER.size :])
-    found = Channel(measurement, device_id, name, sizes)
+    found = Channel(measurement, device_id, name, sizes, fetch)
     found.position = position - 1
     found.sources = saved.sources
     found.first_ms, found.seen_ms = saved.first_ms, saved.seen_ms
@@ -243,6 +305,11 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window]) -> Channel:
     found.reported = saved.reported
     found.metrics = dict.fromkeys(saved.metrics)
     found.busy = {metric for metric, series in found.series.items() if series.memories or series.alarms}
+    known = found.looked().windows
+    found.closed = known.archived[0][-1] if known.archived[0] else _LONG_AGO
+    found.saying = bool(known.loose)
+    if found.packed is saved.deep and not found.saying:
+        found.let_go(None)
     return found
 
 

@@ -1,6 +1,6 @@
 """What rules and detectors make of a channel's values: signals, alarms, and the records that say so."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any, Final
 
@@ -19,13 +19,17 @@ from tables.histograms import Histograms
 from tables.output import HEADER_REPLAYED, Output, deferred, histograms_key, report
 from tables.rules import Book, Learner, Watch
 
-#: Reads an entry of a table beside the state.
+#: Reads an entry of a table.
 Load = Callable[[str, bytes], bytes | None]
 
 #: What looks at readings themselves instead of windows.
 ON_READING: Final = "reading"
 #: Kinds of rules that doubt the data: what they find is an event of quality too.
 _QUALITY: Final[Mapping[str, quality.Kind]] = {"silent": "silent", "gap": "gap", "stuck": "stuck"}
+#: So many bytes of a series' log of updates are kept in the state before its histograms are stored anew. Those of
+#: windows are fetched for each, and brought up to date by the log.
+_LOG_OF_READINGS: Final = 240
+_LOG_OF_WINDOWS: Final = 16
 _TEXT_CHARS: Final = 200
 _MS: Final = 1000
 _NEVER: Final = 1 << 62
@@ -215,8 +219,10 @@ class Judge:
         memory = memories.setdefault(metric, Memory())
         histograms = each.histograms.get((source, metric))
         if histograms is None:
-            histograms = each.histograms[source, metric] = self._histograms(each, source, metric, memory)
+            histograms = self._histograms(each, source, metric, memory)
             memory = memories[metric]
+            if source.startswith(ON_READING):  # for the next reading; a window that closes fetches them again
+                each.histograms[source, metric] = histograms
         findings = step(memory, histograms, found.at, value, PROFILES[learner.sensitivity], gap=gap)
         series = each.series[metric]
         for name, detector in learner.rules.items():
@@ -224,6 +230,15 @@ class Judge:
             given_up = findings.rebaselined and name == "shift"
             self._signal(each, metric, detector, detector.says(signal), found, said, given_up=given_up)
         self._settle(each, metric, series)
+
+    def learnt(self, each: Channel, deep: Deep) -> Iterator[tuple[str, str, Histograms]]:
+        """Histograms that are to be stored anew, with what they look at and the metric."""
+        for source, memories in deep.detectors.items():
+            most = _LOG_OF_READINGS if source.startswith(ON_READING) else _LOG_OF_WINDOWS
+            for metric, memory in memories.items():
+                if len(memory.log) >= most:
+                    found = each.histograms.get((source, metric)) or self._histograms(each, source, metric, memory)
+                    yield source, metric, found
 
     def _histograms(self, each: Channel, source: str, metric: str, memory: Memory) -> Histograms:
         stored = self._load("histograms", histograms_key(each, source, metric))

@@ -109,7 +109,7 @@ async def outcome(pipeline: Pipeline) -> dict[str, Any]:
 
 def restored(key: bytes, value: bytes) -> dict[str, Any]:
     """A state, without what only says how far it was kept and said, and when the clock was looked at."""
-    found = channel.restore(key, value, tuple(spans(SIZES, LATE)))
+    found = channel.restore(key, value, tuple(spans(SIZES, LATE)), lambda _: value)
     deep = found.opened()
     for memories in deep.detectors.values():
         for memory in memories.values():

@@ -233,7 +233,7 @@ def alone_us(items: Sequence[Item], times_ms: Sequence[int]) -> dict[str, float]
         fold += folded - begun
         if (start + len(chunk)) % _SNAPSHOT_EVERY == 0 or start + _CHUNK >= len(records):
             kept = part.snapshot(1)
-            for table, key, value in kept.side:
+            for table, key, value in [*(("state", *entry) for entry in kept.states), *kept.side]:
                 if value is None:
                     side.pop((table, key), None)
                 else:

@@ -85,7 +85,7 @@ def tables_after_an_hour(devices: int) -> dict[str, list[Item]]:
 
 def _renamed(key: bytes, value: bytes, copy: int, sizes: Sequence[Window]) -> Item:
     """The same state of another device, of whose readings none is in the topic."""
-    found = channel.restore(key, value, sizes)
+    found = channel.restore(key, value, sizes, lambda _: value)
     found.device_id = f"{found.device_id}-{copy}"
     found.position = -1
     found.latest = wire.write(msgspec.structs.replace(wire.read(found.latest), device_id=found.device_id))

@@ -58,10 +58,13 @@ class Kept:
 
     def begin(self) -> Partition:
         """A process takes the partition over."""
-        found = Partition(0, self.config, self.rules, lambda table, key: self.side.get((table, key)))
+        found = Partition(0, self.config, self.rules, self._load)
         for key, value in self.state.items():
             found.restore(key, value)
         return found
+
+    def _load(self, table: str, key: bytes) -> bytes | None:
+        return self.state.get(key) if table == "state" else self.side.get((table, key))
 
     def keep(
         self, partition: Partition, upto: int, dies: str = "", *, most: int | None = None, before_ms: int = 1 << 60

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -274,3 +275,26 @@ def test_last_values_are_said_once_and_again_by_the_next_owner() -> None:
     kept.keep(partition, 4, "outputs")
     [again] = kept.begin().latest(10)
     assert latest.read(again.value or b"").reading.values == {"t": 3.0}
+
+
+def test_what_a_closing_window_needs_is_in_the_table_and_not_in_memory() -> None:
+    """From a checkpoint until the next window closes; a table that has lost it is a fault, and not an empty state."""
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(0, t=1.0), reading(63, t=2.0), reading(64, t=3.0), reading(127, t=4.0)])
+    partition.fold(log[:2], log[1].timestamp)
+    (channel,) = partition._channels.values()
+    assert channel.packed is not None
+    kept.keep(partition, 2)
+    assert channel.packed is None
+    partition.fold(log[2:3], log[2].timestamp)
+    assert channel.packed is None, "a reading within a window"
+    kept.keep(partition, 3)
+    assert channel.packed is None
+    partition.fold(log[3:], log[3].timestamp)
+    assert channel.packed is not None
+    kept.keep(partition, 4)
+    assert [output.topic for output in kept.said].count("aggregates") == 2
+    kept.state.clear()
+    with pytest.raises(LookupError, match="has lost the state"):
+        partition.fold(records([reading(190, t=1.0)] * 5)[4:], log[3].timestamp)
