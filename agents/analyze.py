@@ -6,7 +6,7 @@ states are kept that it has changed. The steps, each for all partitions before t
 through again and again, for some hundred states at a time:
 
 1. `outputs`: what was sent at once (alarms, events) while the chunks were folded is acknowledged by the broker;
-2. `state`: the changelog has every state that has changed, and with it what is still to be sent (closed windows);
+2. `state`: the changelog has these states, and with them what is still to be sent (closed windows);
 3. `emitted`: that is sent and acknowledged;
 4. `side`: the other tables have what the state has let go of;
 5. `acked`: the chunks of which nothing is left to be kept are acknowledged, in order.
@@ -45,7 +45,7 @@ STATE: Final = "state"
 _TICK_S: Final = 1.0
 #: The event loop has other things to do between so many states that are restored.
 _SLICE: Final = 200
-#: When states changed that are all to be kept (ms).
+#: Before this offset is everything.
 _ALL: Final = 1 << 62
 #: States that are written in one round of a checkpoint, and last values that are said in one go.
 _ROUND: Final = 500
@@ -112,10 +112,10 @@ class Partition(Protocol):
     def expire(self, now_ms: int) -> bool:
         """Take the clock in, of some states at a time; True while there are more."""
 
-    def waiting(self, before_ms: int) -> int:
-        """How many states are to be kept now: those that changed by then, and those with something to say."""
+    def waiting(self, before: int) -> int:
+        """How many states are to be kept now: those changed by offsets before this, and those with something to say."""
 
-    def snapshot(self, generation: int, most: int, before_ms: int) -> Snapshot:
+    def snapshot(self, generation: int, most: int, before: int) -> Snapshot:
         """Some of those that `waiting` counts."""
 
     @property
@@ -126,8 +126,12 @@ class Partition(Protocol):
     def safe(self) -> int:
         """The offset before which all that was folded was in snapshots."""
 
+    @property
+    def fresh(self) -> int:
+        """Of how many channels the last values were not said."""
+
     def latest(self, most: int) -> Sequence[Output]:
-        """The last values of some channels; for a partition that is read to its end."""
+        """The last values of some of those; for a partition that is read to its end."""
 
     def acknowledge(self, key: str, by: str, at: int) -> None:
         """Somebody knows of an alarm. Raises `LookupError`."""
@@ -200,7 +204,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 class _Owned:
     """A partition that is ours, and its chunks that are not acknowledged, with their last offsets and sizes."""
 
-    __slots__ = ("anew", "current", "folded", "held", "number", "part")
+    __slots__ = ("anew", "current", "folded", "held", "marks", "next", "number", "part")
 
     def __init__(self, number: int, part: Partition, *, anew: bool) -> None:
         self.number = number
@@ -212,6 +216,9 @@ class _Owned:
         self.current = False
         #: Records were folded since the last checkpoint.
         self.folded = False
+        #: The offset behind what was folded, now, and at checkpoints of a while ago.
+        self.next = 0
+        self.marks: deque[tuple[float, int]] = deque()
 
 
 def _nowhere(step: str) -> None:
@@ -470,8 +477,9 @@ class Analyzer:
     def _fold(self, held: Held) -> None:
         owned = self._owned[held.records[0].partition]
         records = len(held.records)
-        owned.held.append((held, held.records[-1].offset, records))
-        owned.folded = True
+        last = held.records[-1].offset
+        owned.held.append((held, last, records))
+        owned.folded, owned.next = True, last + 1
         self._chunks += 1
         self._records += records
         outputs = owned.part.fold(held.records, self._now_ms())
@@ -480,10 +488,16 @@ class Analyzer:
         self._telemetry.analysed(records, owned.part.tally)
         owned.part.tally.clear()
         self.at("folded")
-        if self._chunks >= self._limits.chunks or self._records >= self._limits.records:
-            self._whole = True
-        if self._whole or owned.part.full or owned.part.unsaid >= self._limits.unsaid:
+        self._hurry(owned)
+
+    def _hurry(self, owned: _Owned) -> None:
+        """See to it that a checkpoint is made before its time, if one is needed and none is under way."""
+        if owned.part.full or (self._saving is None and (self._is_much() or owned.part.unsaid >= self._limits.unsaid)):
             self._due.set()
+
+    def _is_much(self) -> bool:
+        """Whether so much is not acknowledged that the next checkpoint is of everything."""
+        return self._chunks >= self._limits.chunks or self._records >= self._limits.records
 
     def _post(self, outputs: Sequence[Output]) -> None:
         if outputs:
@@ -498,11 +512,13 @@ class Analyzer:
             await asyncio.sleep(_TICK_S)
             for owned in list(self._owned.values()):
                 if self._phase != "working" or self._must_wait() or self._owned.get(owned.number) is not owned:
+                    owned.current = False
                     continue
                 owned.current = self._source is not None and self._source.caught_up(owned.number)
                 more = owned.current
                 while more and self._owned.get(owned.number) is owned:
                     more = owned.part.expire(self._now_ms())
+                    self._hurry(owned)
                     await asyncio.sleep(0)
 
     def _now_ms(self) -> int:
@@ -529,6 +545,8 @@ class Analyzer:
                     self._due.set()  # states that no longer have to send anything: or the next owner sends it again
                 elif self._phase == "draining" and not self._due.is_set():
                     self._let_go()
+                elif self._is_much():
+                    self._due.set()
             elif self._phase in {"working", "draining"}:
                 raise RuntimeError("Kafka's client was closed while a checkpoint was made")
             self._tell()
@@ -543,21 +561,21 @@ class Analyzer:
 
     async def _checkpoint(self) -> None:
         began = time.monotonic()
-        whole = self._whole or self._phase == "draining"
+        whole = self._whole or self._phase == "draining" or self._is_much()
         self._whole = False
         owners = list(self._owned.values())
         held = {owned.number: len(owned.held) for owned in owners}
         before = {owned.number: self._before(owned, whole=whole) for owned in owners}
         left = {owned.number: owned.part.waiting(before[owned.number]) for owned in owners}
-        for owned in owners:
-            owned.folded = False
+        # Where time is short the rounds are as long as can be.
+        share = _ROUND if self._phase == "draining" else max(1, _ROUND // max(1, len(owners)))
         states = 0
         # In rounds, so that memory is bounded and an alarm need not wait for ten thousand states. What is folded in
         # between is in a later checkpoint.
         while True:
             taken: list[tuple[_Owned, Snapshot]] = []
             for owned in owners:
-                most = min(max(1, _ROUND // len(owners)), left[owned.number])
+                most = min(share, left[owned.number])
                 taken.append((owned, owned.part.snapshot(self._generation, most, before[owned.number])))
                 left[owned.number] -= most
                 await asyncio.sleep(0)
@@ -575,10 +593,18 @@ class Analyzer:
             await self._say_latest(owned)
 
     def _before(self, owned: _Owned, *, whole: bool) -> int:
-        """States that changed by then (ms) are to be kept: all, where there is nothing else to do."""
-        if whole or not owned.folded:
+        """The offset before which what changed is old enough to be kept: any, where there is nothing else to do.
+
+        By the time that has passed, not by the wall's clock, which may be set.
+        """
+        now, marks = asyncio.get_running_loop().time(), owned.marks
+        marks.append((now, owned.next))
+        while len(marks) > 1 and marks[1][0] <= now - self._limits.age:
+            marks.popleft()
+        rests, owned.folded = not owned.folded, False
+        if whole or rests:
             return _ALL
-        return self._now_ms() - round(self._limits.age * 1000)
+        return marks[0][1] if marks[0][0] <= now - self._limits.age else 0
 
     def _acknowledge(self, owned: _Owned, most: int) -> None:
         """Acknowledge the chunks that have changed nothing that is not kept, of the `most` oldest.
@@ -596,10 +622,13 @@ class Analyzer:
             self._records -= records
 
     async def _say_latest(self, owned: _Owned) -> None:
+        """The last values that are not said by now; what comes meanwhile can wait for the next checkpoint."""
+        left = owned.part.fresh
         # Not once the partition is given up: what is still on its way then ends the process.
-        while self._phase == "working" and owned.current and (outputs := owned.part.latest(_ROUND)):
-            self._post(outputs)
-            await asyncio.sleep(0)
+        while left > 0 and self._phase == "working" and owned.current:
+            self._post(owned.part.latest(min(_ROUND, left)))
+            left -= _ROUND
+            await self._outbox.settled()
 
     async def _keep(self, taken: Sequence[tuple[_Owned, Snapshot]]) -> None:
         """One round: a snapshot of each partition, each step for all of them before the next."""

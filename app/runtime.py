@@ -138,7 +138,7 @@ class Runtime(ModeService):
             self.add_future(self._guarded(service.run()))
         self.add_future(self._guarded(self._watch_lag()))
         self.add_future(self._guarded(self._gauges()))
-        self.add_future(memory.run())
+        self.add_future(self._guarded(memory.run()))
         self.add_future(self._guarded(health.watch(self, lambda: leave(EXIT_FAULT))))
 
     async def _on_seek(self, partitions: set[TP]) -> dict[TP, int]:

@@ -50,8 +50,10 @@ def hang_up() -> None:
     uvloop raises a `RuntimeError` then, and aiokafka looks for an `OSError` alone: what was asked ends with an error
     that nobody tries again after, and Faust's consumer with it (aiokafka's issue 1038). Calling this again is harmless.
     """
-    AIOKafkaConnection.send = _hanging_up(AIOKafkaConnection.send)
-    AIOKafkaConnection._send_sasl_token = _hanging_up(AIOKafkaConnection._send_sasl_token)  # noqa: SLF001
+    for name in ("send", "_send_sasl_token"):
+        stock = getattr(AIOKafkaConnection, name)
+        if not hasattr(stock, "__wrapped__"):
+            setattr(AIOKafkaConnection, name, _hanging_up(stock))
 
 
 def _hanging_up(send: Callable[..., Any]) -> Callable[..., Any]:

@@ -111,8 +111,8 @@ class Partition:
         self._base = config.sizes[0]
         self._channels: dict[tuple[str, str, str], Channel] = {}
         #: Those that have changed since they were last in a snapshot, the one that did so first in front: from which
-        #: offset on, and when (µs).
-        self._touched: dict[Channel, tuple[int, int]] = {}
+        #: offset on.
+        self._touched: dict[Channel, int] = {}
         #: Those of them that have something to say, once their state is kept.
         self._saying: dict[Channel, None] = {}
         #: Those of which the last values have not been said.
@@ -136,7 +136,7 @@ class Partition:
     def restore(self, key: bytes, value: bytes) -> None:
         """Take over an entry of the table `state`. Raises `ValueError` for one of a later release."""
         found = channel.restore(key, value, self.config.sizes, self._fetch)
-        self._channels[found.measurement, found.device_id, found.name] = found
+        self._channels[found.place] = found
         found.expected = self._named(found.measurement)
         if found.latest_due:
             self._fresh[found] = None
@@ -167,14 +167,14 @@ class Partition:
     @property
     def safe(self) -> int:
         """The offset before which all that was folded is in snapshots."""
-        return next(iter(self._touched.values()))[0] if self._touched else _NEVER
+        return next(iter(self._touched.values()), _NEVER)
 
-    def waiting(self, before_ms: int = _NEVER) -> int:
-        """How many channels are to be kept now: those that changed by `before_ms`, and those with something to say."""
-        aged = list(self._aged(before_ms * _MS))
+    def waiting(self, before: int = _NEVER) -> int:
+        """How many channels are to be kept now: those that offsets before this changed, or with something to say."""
+        aged = list(self._aged(before))
         return len(aged) + len(self._saying.keys() - set(aged))
 
-    def snapshot(self, generation: int, most: int | None = None, before_ms: int = _NEVER) -> "Snapshot":
+    def snapshot(self, generation: int, most: int | None = None, before: int = _NEVER) -> "Snapshot":
         """What is to be kept and said now, of `most` of the channels that `waiting` counts.
 
         `generation` is the consumer group's. Several of them, one after another, are one checkpoint: a channel that is
@@ -182,7 +182,7 @@ class Partition:
         """
         found = Snapshot(self, [], [], self._gone)
         self._gone = []
-        some = list(islice(self._aged(before_ms * _MS), most))
+        some = list(islice(self._aged(before), most))
         if most is None or len(some) < most:
             aged = set(some)
             some += islice(
@@ -197,7 +197,12 @@ class Partition:
         return found
 
     def _aged(self, before: int) -> Iterator[Channel]:
-        return (each for each, _ in takewhile(lambda entry: entry[1][1] <= before, self._touched.items()))
+        return (each for each, _ in takewhile(lambda entry: entry[1] < before, self._touched.items()))
+
+    @property
+    def fresh(self) -> int:
+        """Of how many channels the last values were not said."""
+        return len(self._fresh)
 
     def latest(self, most: int) -> list[Output]:
         """The last values, of `most` channels, that were not said yet: for a partition that is read to its end.
@@ -228,7 +233,7 @@ class Partition:
             found.outputs.append(output.last_values(each))
         if each.forgotten and not each.pending and not said:
             found.states.append((each.key, None))
-            del self._channels[each.measurement, each.device_id, each.name]
+            del self._channels[each.place]
             return
         found.states.append((each.key, each.pack(generation, self.config.sizes)))
         each.latest_due = False
@@ -253,9 +258,13 @@ class Partition:
         """It belongs into a snapshot: into the next one, if it has something to say."""
         if not each.touched:
             each.touched = True
-            self._touched[each] = self._offset, self._now
+            self._touched[each] = self._offset
         if each.pending or each.saying or each.forgotten:
             self._saying[each] = None
+
+    def hush(self, each: Channel) -> None:
+        """It has nothing to say any more, though it has changed."""
+        self._saying.pop(each, None)
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -292,7 +301,7 @@ class Partition:
         if max(len(reading.measurement), len(reading.device_id), len(reading.channel)) > 2 * NAME_CHARS:
             return None  # nothing that decode makes
         found = Channel(reading.measurement, reading.device_id, reading.channel, self.config.sizes, self._fetch)
-        self._channels[reading.measurement, reading.device_id, reading.channel] = found
+        self._channels[found.place] = found
         found.expected = self._named(reading.measurement)
         return found
 
@@ -583,7 +592,8 @@ class Partition:
             self._waiting = [each for each in self._channels.values() if anew or each.look_at <= now]
         some, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
         for each in some:
-            self._look(each, now)
+            if self._channels.get(each.place) is each:  # it may have been forgotten since
+                self._look(each, now)
         return bool(self._waiting)
 
     def _look(self, each: Channel, now: int) -> None:
@@ -700,6 +710,8 @@ class Snapshot:
                 each.shut()
             if said:
                 weigh(each)
+            if not each.saying and not each.pending:
+                self._partition.hush(each)
             if each.forgotten:
                 self._partition.touch(each)  # now that nothing of it waits any more
         self._partition.full = False

@@ -260,6 +260,11 @@ class Channel:
         )
         return header(max(0, generation), self.position + 1) + _encode(saved)
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """By what it is found: measurement, device and channel."""
+        return self.measurement, self.device_id, self.name
+
     def identity(self, metric: str) -> tuple[str, str, str, str]:
         """The identity of one of its series."""
         return self.measurement, self.device_id, self.name, metric

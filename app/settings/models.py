@@ -264,7 +264,7 @@ class Analysis(Part):
         300.0, "IOTFLOW_FUTURE_SKEW", text="a device's clock may be ahead by so much", unit="s", ge=0, le=86_400
     )
     checkpoint: float = setting(
-        5.0, "IOTFLOW_CHECKPOINT", text="time between checkpoints of the tables", unit="s", gt=0, le=600
+        5.0, "IOTFLOW_CHECKPOINT", text="time between checkpoints of the tables", unit="s", gt=0, le=120
     )
     checkpoint_age: float = setting(
         30.0,
@@ -272,7 +272,7 @@ class Analysis(Part):
         text="a checkpoint leaves states alone that have nothing to say and changed less than this ago",
         unit="s",
         ge=0,
-        le=600,
+        le=120,
     )
     replay_after: float = setting(
         3600.0, "IOTFLOW_REPLAY_AFTER", text="readings older than this page nobody", unit="s", gt=0

@@ -67,13 +67,14 @@ class Kept:
         return self.state.get(key) if table == "state" else self.side.get((table, key))
 
     def keep(
-        self, partition: Partition, upto: int, dies: str = "", *, most: int | None = None, before_ms: int = 1 << 60
+        self, partition: Partition, upto: int, dies: str = "", *, most: int | None = None, before: int = 1 << 60
     ) -> bool:
         """A checkpoint of what was folded below offset `upto`; False when the process dies before the step `dies`.
 
-        Of `most` of the channels that changed by `before_ms` or have something to say: of all, unless that is said.
+        Of `most` of the channels that offsets below `before` changed or with something to say: of all, unless that is
+        said.
         """
-        snapshot: Snapshot = partition.snapshot(1, most, before_ms)
+        snapshot: Snapshot = partition.snapshot(1, most, before)
         for step, does in (
             ("state", lambda: self._states(snapshot)),
             ("outputs", lambda: self.said.extend(snapshot.outputs)),

@@ -92,9 +92,9 @@ class Tally:
         self.number = number
         self.load = load
         self.sums: dict[bytes, Sum] = {}
-        #: Since which offset and which time (ms).
-        self.changed: dict[bytes, tuple[int, int]] = {}
-        self.expired = self.offset = self.now_ms = 0
+        #: Since which offset.
+        self.changed: dict[bytes, int] = {}
+        self.expired = self.offset = 0
         self.tally: Counter[str] = Counter()
         self.news: list[Output] = []
 
@@ -106,7 +106,7 @@ class Tally:
 
     def touch(self, key: bytes) -> None:
         """It has changed."""
-        self.changed.setdefault(key, (self.offset, self.now_ms))
+        self.changed.setdefault(key, self.offset)
 
     def rewind(self, end: int) -> int:
         """Records below `end` are not known."""
@@ -118,7 +118,7 @@ class Tally:
 
     def fold(self, records: Sequence[Any], now_ms: int) -> list[Output]:
         """Add up what was not added yet."""
-        self.now_ms = now_ms
+        del now_ms
         outputs = []
         for record in records:
             self.offset = record.offset
@@ -145,16 +145,16 @@ class Tally:
         self.expired += 1
         return False
 
-    def _due(self, before_ms: int) -> list[bytes]:
-        return [key for key, (_, at) in self.changed.items() if at <= before_ms or self.sums[key].pending]
+    def _due(self, before: int) -> list[bytes]:
+        return [key for key, since in self.changed.items() if since < before or self.sums[key].pending]
 
-    def waiting(self, before_ms: int) -> int:
-        """What has changed by then, or has something to say."""
-        return len(self._due(before_ms))
+    def waiting(self, before: int) -> int:
+        """What was changed before that, or has something to say."""
+        return len(self._due(before))
 
-    def snapshot(self, generation: int, most: int, before_ms: int) -> Snapshot:
+    def snapshot(self, generation: int, most: int, before: int) -> Snapshot:
         """That."""
-        return Snapshot(self, generation, sorted(self._due(before_ms)[:most]))
+        return Snapshot(self, generation, sorted(self._due(before)[:most]))
 
     @property
     def unsaid(self) -> int:
@@ -164,13 +164,17 @@ class Tally:
     @property
     def safe(self) -> int:
         """Where what is not in a snapshot begins."""
-        return min((offset for offset, _ in self.changed.values()), default=1 << 62)
+        return min(self.changed.values(), default=1 << 62)
 
     def latest(self, most: int) -> list[Output]:
         """Whatever a test has put there."""
-        del most
-        said, self.news = self.news, []
+        said, self.news = self.news[:most], self.news[most:]
         return said
+
+    @property
+    def fresh(self) -> int:
+        """How much that is."""
+        return len(self.news)
 
     def acknowledge(self, key: str, by: str, at: int) -> None:
         """There are no alarms to acknowledge."""

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from schemas import latest
+from schemas import latest, rules
 from schemas.names import parted
 from schemas.reading import Reading
-from tests.lab.analysis import MINUTE, SIZES, START, Kept, reading, recomputed, records
+from tables.rules import Rulebook
+from tests.lab.analysis import CONFIG, MINUTE, SECOND, SIZES, START, Kept, reading, recomputed, records
 
 NUMBERS = ("count", "mean", "min", "max", "stddev", "sum", "first", "last")
 
@@ -81,8 +83,8 @@ def test_windows_equal_a_recomputation_wherever_a_process_dies(readings: list[Re
         match data.draw(st.sampled_from(["go on", "keep", "die", "idle"])):
             case "keep":
                 dies = data.draw(st.sampled_from(["", "", "state", "outputs", "side", "ack"]))
-                before_ms = now - data.draw(st.sampled_from([0, 30_000]))
-                if not kept.keep(partition, place, dies, most=data.draw(st.integers(1, 4)), before_ms=before_ms):
+                before = data.draw(st.sampled_from([0, place // 2, place]))
+                if not kept.keep(partition, place, dies, most=data.draw(st.integers(1, 4)), before=before):
                     partition, place = kept.begin(), kept.acknowledged
                 elif data.draw(st.booleans()):
                     kept.said += partition.latest(1)
@@ -247,19 +249,18 @@ def test_a_channel_is_kept_when_it_has_something_to_say_or_changed_long_ago() ->
     kept = Kept()
     partition = kept.begin()
     log = records([reading(0, "a", t=1.0), reading(10, "b", t=1.0), reading(20, "a", t=2.0), reading(63, "a", t=1.0)])
-    ms = log[0].timestamp
-    partition.fold(log[:3], ms + 20_000)
-    assert (partition.waiting(ms), partition.waiting(ms + 20_000), partition.dirty, partition.safe) == (0, 2, 2, 0)
-    partition.fold(log[3:], ms + 63_000)
-    assert partition.waiting(ms) == 1, "a minute of a's is over"
-    kept.keep(partition, 4, before_ms=ms)
+    partition.fold(log[:3], log[2].timestamp)
+    assert (partition.waiting(0), partition.waiting(1), partition.dirty, partition.safe) == (0, 1, 2, 0)
+    partition.fold(log[3:], log[3].timestamp)
+    assert partition.waiting(0) == 1, "a minute of a's is over"
+    kept.keep(partition, 4, before=0)
     assert [parted(key.decode())[0] for key in kept.state] == ["a"]
     assert {output.topic for output in kept.said} == {"aggregates", "latest"}
     assert (kept.acknowledged, partition.safe) == (1, 1), "b's reading has changed what is not kept"
-    partition.fold(records([reading(0, "a", t=1.0)] * 4 + [reading(64, "a", t=1.0)])[4:], ms + 64_000)
-    kept.keep(partition, 5, most=1, before_ms=ms + 64_000)
+    partition.fold(records([reading(0, "a", t=1.0)] * 4 + [reading(64, "a", t=1.0)])[4:], log[3].timestamp)
+    kept.keep(partition, 5, most=1, before=5)
     assert (kept.acknowledged, partition.safe) == (4, 4), "the one that changed first is kept first"
-    kept.keep(partition, 5, most=1, before_ms=ms + 64_000)
+    kept.keep(partition, 5, most=1, before=5)
     assert kept.acknowledged == 5
 
 
@@ -298,3 +299,38 @@ def test_what_a_closing_window_needs_is_in_the_table_and_not_in_memory() -> None
     kept.state.clear()
     with pytest.raises(LookupError, match="has lost the state"):
         partition.fold(records([reading(190, t=1.0)] * 5)[4:], log[3].timestamp)
+
+
+def test_what_was_said_while_a_channel_went_on_is_not_still_to_be_said() -> None:
+    """A reading between a snapshot and its end changes the channel, and gives it nothing to say."""
+    partition = Kept().begin()
+    log = records([reading(0, t=1.0), reading(63, t=1.0), reading(64, t=1.0)])
+    partition.fold(log[:2], log[1].timestamp)
+    snapshot = partition.snapshot(1)
+    partition.fold(log[2:], log[2].timestamp)
+    assert partition.unsaid == 1
+    snapshot.done()
+    assert (partition.unsaid, partition.waiting(0), partition.dirty) == (0, 0, 1)
+
+
+def test_a_channel_that_was_forgotten_and_has_come_back_is_left_alone() -> None:
+    """Though the clock, which looks at some channels at a time, has still to look at what it was."""
+    kept = Kept(config=replace(CONFIG, forget=3600 * SECOND))
+    partition = kept.begin()
+    log = records([reading(number / 1000, f"d{number:03}", t=1.0) for number in range(501)])
+    partition.fold(log, log[-1].timestamp)
+    kept.keep(partition, 501)
+    now = log[-1].timestamp + 2 * 3_600_000
+    while partition.expire(now):
+        pass
+    partition._rules = Rulebook(rules.profile("none"))  # other rules: all are to be looked at anew
+    assert partition.expire(now + 1000)
+    kept.keep(partition, 501)
+    assert not kept.state
+    back = records([reading(7300, "d500", t=2.0)] * 502)[501:]
+    partition.fold(back, now + 1500)
+    kept.keep(partition, 502)
+    assert not partition.expire(now + 2000)
+    kept.keep(partition, 502)
+    assert [parted(key.decode())[0] for key in kept.state] == ["d500"]
+    assert len(partition) == 1

@@ -358,6 +358,51 @@ async def test_last_values_are_said_at_each_checkpoint_of_a_partition_that_is_re
 
 
 @virtual
+async def test_last_values_that_come_while_others_are_said_wait_for_the_next_checkpoint() -> None:
+    """Or a checkpoint of a busy partition would never end."""
+    async with Bench() as bench:
+        await bench.begin()
+        said: list[int] = []
+
+        def endless(most: int) -> list[Output]:
+            said.append(most)
+            return [Output("alarms", "a", b"news", b"1")] * most
+
+        bench.made[0].news = [Output("alarms", "a", b"news", b"1")] * 1200
+        bench.made[0].latest = endless  # type: ignore[method-assign]
+        await asyncio.sleep(6)
+        assert said == [500, 500, 200]
+
+
+@virtual
+async def test_what_is_folded_while_all_is_kept_does_not_ask_for_all_again() -> None:
+    """The limit is still exceeded then, until the chunks are acknowledged."""
+    async with Bench(every=3600.0, age=3600.0, records=10) as bench:
+        await bench.begin()
+        bench.producer.gate("t-state").clear()
+        await bench.put(0, *[0] * 9)
+        await bench.put(9, 0, key=b"b")
+        await asyncio.sleep(1)
+        await bench.put(10, 0, key=b"c")
+        bench.producer.gate("t-state").set()
+        await asyncio.sleep(60)
+        assert bench.acked == [0, 9]
+        assert bench.tables["state"].entries[0].keys() == {b"a", b"b"}
+
+
+@virtual
+async def test_what_the_clock_closes_is_said_early_too_when_it_is_much() -> None:
+    """Channels that fell silent together have their windows closed together."""
+    async with Bench(every=3600.0, unsaid=1) as bench:
+        await bench.begin()
+        part = bench.made[0]
+        part.fold([Record(0, b"1")], 0)
+        part.sums[b"a"].pending.append((1, 1))
+        await asyncio.sleep(2)
+        assert len(bench.producer.logs["t-aggregates"]) == 1
+
+
+@virtual
 async def test_a_drain_makes_one_last_checkpoint_and_takes_no_more() -> None:
     """Also when the next would be an hour away and no chunk comes."""
     async with Bench(every=3600.0) as bench:
