@@ -602,7 +602,7 @@ class Analyzer:
         while len(marks) > 1 and marks[1][0] <= now - self._limits.age:
             marks.popleft()
         rests, owned.folded = not owned.folded, False
-        if whole or rests:
+        if whole or rests or owned.anew:  # positions that begin again must be in the changelog before one is higher
             return _ALL
         return marks[0][1] if marks[0][0] <= now - self._limits.age else 0
 

@@ -11,6 +11,7 @@ import pytest
 from agents.analyze import Analyzer, Limits
 from agents.decode import CannotWithdrawError
 from schemas.decoding import Item
+from tables.channel import header
 from tests.lab.tally import Output, Silent, Tally
 from tests.lab.virtual import virtual
 
@@ -530,6 +531,28 @@ async def test_a_topic_that_was_made_anew_is_said_to_the_table_once() -> None:
             await asyncio.sleep(6)
         assert 3 == bench.made[2].sums[b"a"].total
         assert [False, True, False, False] == bench.tables["state"].anew
+
+
+@virtual
+async def test_all_states_of_a_topic_that_was_made_anew_are_written_at_once() -> None:
+    """However young they are, and though records come before the first checkpoint: later ones are not said to win."""
+    async with Bench() as bench:
+        await bench.begin()
+        for key in (b"a", b"b", b"c"):
+            await bench.put(500 + ord(key), 1, key=key)
+        await asyncio.sleep(6)
+        bench.analyzer.drain(time.monotonic() + 20)
+        await asyncio.sleep(1)
+        states = bench.tables["state"]
+        states.anew.clear()
+        bench.log_end = 10
+        bench.analyzer._limits = Limits(every=5.0, age=3600.0)
+        bench.analyzer.begin(2, [0], bench)
+        await bench.put(0, 1, generation=2)
+        await bench.put(1, 1, generation=2)
+        await asyncio.sleep(1)
+        assert [True] == states.anew
+        assert all(value.startswith(header(2, 0)[:9]) for value in states.entries[0].values())
 
 
 @virtual
