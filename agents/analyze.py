@@ -20,6 +20,7 @@ no record comes: windows that close by the clock, and outputs that are still pen
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -204,7 +205,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 class _Owned:
     """A partition that is ours, and its chunks that are not acknowledged, with their last offsets and sizes."""
 
-    __slots__ = ("anew", "current", "folded", "held", "marks", "next", "number", "part")
+    __slots__ = ("anew", "current", "held", "marks", "next", "number", "part")
 
     def __init__(self, number: int, part: Partition, *, anew: bool) -> None:
         self.number = number
@@ -214,11 +215,10 @@ class _Owned:
         self.held: deque[tuple[Held, int, int]] = deque()
         #: It is read to its end, when that was last asked.
         self.current = False
-        #: Records were folded since the last checkpoint.
-        self.folded = False
-        #: The offset behind what was folded, now, and at checkpoints of a while ago.
+        #: The offset behind what was folded, and what that was when checkpoints began: the first a while ago, the last
+        #: not long.
         self.next = 0
-        self.marks: deque[tuple[float, int]] = deque()
+        self.marks: deque[tuple[float, int]] = deque([(-math.inf, 0)])
 
 
 def _nowhere(step: str) -> None:
@@ -479,7 +479,7 @@ class Analyzer:
         records = len(held.records)
         last = held.records[-1].offset
         owned.held.append((held, last, records))
-        owned.folded, owned.next = True, last + 1
+        owned.next = last + 1
         self._chunks += 1
         self._records += records
         outputs = owned.part.fold(held.records, self._now_ms())
@@ -598,13 +598,13 @@ class Analyzer:
         By the time that has passed, not by the wall's clock, which may be set.
         """
         now, marks = asyncio.get_running_loop().time(), owned.marks
+        rests = marks[-1][1] == owned.next
         marks.append((now, owned.next))
         while len(marks) > 1 and marks[1][0] <= now - self._limits.age:
             marks.popleft()
-        rests, owned.folded = not owned.folded, False
         if whole or rests or owned.anew:  # positions that begin again must be in the changelog before one is higher
             return _ALL
-        return marks[0][1] if marks[0][0] <= now - self._limits.age else 0
+        return marks[0][1]
 
     def _acknowledge(self, owned: _Owned, most: int) -> None:
         """Acknowledge the chunks that have changed nothing that is not kept, of the `most` oldest.

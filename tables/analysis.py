@@ -12,7 +12,7 @@ has sent again by that of its raw record, so that whatever is delivered again ch
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -171,8 +171,7 @@ class Partition:
 
     def waiting(self, before: int = _NEVER) -> int:
         """How many channels are to be kept now: those that offsets before this changed, or with something to say."""
-        aged = list(self._aged(before))
-        return len(aged) + len(self._saying.keys() - set(aged))
+        return sum(1 for _ in self._due(before))
 
     def snapshot(self, generation: int, most: int | None = None, before: int = _NEVER) -> "Snapshot":
         """What is to be kept and said now, of `most` of the channels that `waiting` counts.
@@ -182,13 +181,7 @@ class Partition:
         """
         found = Snapshot(self, [], [], self._gone)
         self._gone = []
-        some = list(islice(self._aged(before), most))
-        if most is None or len(some) < most:
-            aged = set(some)
-            some += islice(
-                (each for each in self._saying if each not in aged), None if most is None else most - len(some)
-            )
-        for each in some:
+        for each in list(islice(self._due(before), most)):
             del self._touched[each]
             self._saying.pop(each, None)
             self._fresh.pop(each, None)
@@ -196,8 +189,13 @@ class Partition:
             self._keep(each, generation, found)
         return found
 
-    def _aged(self, before: int) -> Iterator[Channel]:
-        return (each for each, _ in takewhile(lambda entry: entry[1] < before, self._touched.items()))
+    def _due(self, before: int) -> Iterator[Channel]:
+        """Those that changed before an offset, the first first, then the others that have something to say."""
+        for each, since in self._touched.items():
+            if since >= before:
+                break
+            yield each
+        yield from (each for each in self._saying if self._touched[each] >= before)
 
     @property
     def fresh(self) -> int:
@@ -707,9 +705,9 @@ class Snapshot:
                 deep = each.opened()
                 channel.settle(deep, said, logs)
                 each.saying = bool(deep.windows.loose)
-                each.shut()
             if said:
                 weigh(each)
+                each.shut()
             if not each.saying and not each.pending:
                 self._partition.hush(each)
             if each.forgotten:

@@ -89,7 +89,7 @@ class Judge:
     def withdraw(self, each: Channel, at: int, said: list[Output]) -> None:
         """All alarms of a channel end."""
         for metric, series in each.series.items():
-            self._withdraw(each, metric, set(series.alarms), at, said)
+            self._withdraw(each, metric, list(series.alarms), at, said)
 
     def _withdraw(self, each: Channel, metric: str, rules: Iterable[str], at: int, said: list[Output]) -> None:
         for rule in rules:

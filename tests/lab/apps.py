@@ -16,6 +16,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from faust.exceptions import ConsumerNotStarted
 from faust.streams import _current_event
 
+from app import topics
 from app.transport import MAX_POLL_INTERVAL_S, QUEUED_CHUNKS, ChunkSchema
 
 #: Faust loses the order and the counts of acks of its own accord; what is compared is per record.
@@ -273,15 +274,10 @@ async def create(servers: str, topic: str, partitions: int = 4, **config: str) -
         await admin.close()
 
 
-async def made(admin: AIOKafkaAdminClient, *topics: NewTopic) -> None:
+async def made(admin: AIOKafkaAdminClient, *new: NewTopic) -> None:
     """Make topics, and return when the broker knows of them: the controller answers a moment before that."""
-    await admin.create_topics(topics)
-
-    async def known() -> bool:
-        found = await admin.describe_topics([topic.name for topic in topics])
-        return all(not each["error_code"] and all(part["leader"] >= 0 for part in each["partitions"]) for each in found)
-
-    await until(known)
+    await admin.create_topics(new)
+    await topics._wait_for_leaders(admin, {topic.name for topic in new}, 30.0)
 
 
 async def create_changelog(servers: str, group: str, partitions: int = 4) -> None:
