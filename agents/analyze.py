@@ -581,6 +581,7 @@ class Analyzer:
                 await asyncio.sleep(0)
             states += sum(len(snapshot.states) for _, snapshot in taken)
             await self._keep(taken)
+            self._tell()  # there may be room for more
             if not any(left.values()):
                 break
         for owned in owners:

@@ -8,7 +8,7 @@ import asyncio
 import ctypes
 from typing import Final
 
-_EVERY_S: Final = 30.0
+_EVERY_S: Final = 2.0
 
 
 async def run() -> None:
@@ -16,4 +16,4 @@ async def run() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while trim is not None:
         await asyncio.sleep(_EVERY_S)
-        trim(0)  # about a millisecond
+        trim(0)  # some milliseconds

@@ -45,6 +45,10 @@ from tables.windows import Block, Closed, Moments, Roll, Window
 
 #: Base windows of a channel that are open at once: what is ahead is of no window then.
 _OPEN: Final = 64
+#: Windows that are over are left open for the next checkpoint no longer than this.
+_LEFT_US: Final = 30_000_000
+#: Channels of which what a closing window needs is in memory until the next checkpoint: some 7 KB each.
+_CLOSED: Final = 500
 #: Metrics of a channel that are watched: its state must fit in a message.
 METRICS: Final = 100
 #: More sensors than this without a value are worth an event, as S4 has it.
@@ -85,6 +89,8 @@ class Config(Struct, frozen=True):
     escalate: bool = False
     #: After so long without a reading a channel is forgotten.
     forget: int = 30 * _DAY
+    #: So many base windows of a channel may be open, some of them over, until the next checkpoint; 0 closes at once.
+    left: int = 5
     policy: Policy = Policy()
 
 
@@ -124,8 +130,10 @@ class Partition:
         self._looked: Book | None = None
         #: Channels that `expire` is still to look at.
         self._waiting: list[Channel] = []
-        #: Whether a channel keeps as much as may be kept until the next checkpoint.
-        self.full = False
+        #: Those that keep in memory what only a closing window needs.
+        self._large: dict[Channel, None] = {}
+        #: A channel keeps as much as may be kept until the next checkpoint.
+        self._heavy = False
         self._now = 0
 
     def __len__(self) -> int:
@@ -160,6 +168,11 @@ class Partition:
         return len(self._touched)
 
     @property
+    def full(self) -> bool:
+        """Whether as much is kept as may be until the next checkpoint."""
+        return self._heavy or len(self._large) >= _CLOSED
+
+    @property
     def unsaid(self) -> int:
         """How many channels have something to say."""
         return len(self._saying)
@@ -182,6 +195,8 @@ class Partition:
         found = Snapshot(self, [], [], self._gone)
         self._gone = []
         for each in list(islice(self._due(before), most)):
+            if each.over is not None:
+                self._roll(each, each.over)
             del self._touched[each]
             self._saying.pop(each, None)
             self._fresh.pop(each, None)
@@ -232,6 +247,7 @@ class Partition:
         if each.forgotten and not each.pending and not said:
             found.states.append((each.key, None))
             del self._channels[each.place]
+            self.small(each)
             return
         found.states.append((each.key, each.pack(generation, self.config.sizes)))
         each.latest_due = False
@@ -257,12 +273,21 @@ class Partition:
         if not each.touched:
             each.touched = True
             self._touched[each] = self._offset
-        if each.pending or each.saying or each.forgotten:
+        if each.pending or each.saying or each.forgotten or each.over is not None:
             self._saying[each] = None
 
     def hush(self, each: Channel) -> None:
         """It has nothing to say any more, though it has changed."""
         self._saying.pop(each, None)
+        self._large.pop(each, None)
+
+    def small(self, each: Channel) -> None:
+        """It has let go of what only a closing window needs."""
+        self._large.pop(each, None)
+
+    def lighter(self) -> None:
+        """A snapshot was kept."""
+        self._heavy = False
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -315,6 +340,8 @@ class Partition:
             at, received = min(at, _LAST), min(received, _LAST_MS * _MS)
         believed = min(at, received + self.config.skew)
         each.forgotten = False
+        if each.over is not None and self._depends(each, reading, at, each.over):
+            self._close(each)
         if each.book is not self._judge.book:
             self._judge.rebook(each, max(believed, each.newest), said)
         if not each.touched:
@@ -325,9 +352,10 @@ class Partition:
             values: Mapping[str, float] = found  # type: ignore[assignment]
             raws: Mapping[str, float] = {}
         else:
+            self._close(each)
             values, raws = _numbers(found), _numbers(reading.raw)
             facility = reading.tags.get("facility_id", "")
-            met = Circumstances(believed, received, self._old(believed), at, facility)
+            met = Circumstances(believed, received, self._old(believed, self._now), at, facility)
             values = self._carefully(each, reading, values, raws, met, said)
         if values:
             self._fold(each, record, at, values, raws, said)
@@ -335,7 +363,7 @@ class Partition:
         if watermark > each.watermark:
             each.watermark = watermark
             if each.blocks and each.blocks[0].start + self._base.size <= watermark:
-                self._roll(each, watermark)
+                self._leave(each, watermark)
 
     @staticmethod
     def _is_quiet(each: Channel, reading: Reading) -> bool:
@@ -382,9 +410,9 @@ class Partition:
                 self._judge.value(each, metric, watch, x, found, said)
         return values
 
-    def _old(self, at: int) -> bool:
+    def _old(self, at: int, now: int) -> bool:
         """Whether something of that time is old news."""
-        return self.config.replay or self._now - at > self.config.replay_after
+        return self.config.replay or now - at > self.config.replay_after
 
     def _admit(self, each: Channel, values: Mapping[str, float], at: int, said: list[Output]) -> Mapping[str, float]:
         """Meet metrics that are new; without those that are more than a channel may have."""
@@ -484,8 +512,8 @@ class Partition:
         if len(windows.add(block, at - start, values, raws)) < len(values):
             self.tally["duplicate"] += 1
         each.weight += len(values) + 1
-        if each.weight > _HEAVY and each.saying:
-            self.full = True
+        if each.weight > _HEAVY and (each.saying or each.over is not None):
+            self._heavy = True
 
     def _is_over(self, each: Channel, start: int) -> bool:
         """Whether the base window that begins there was closed, or is corrected no more."""
@@ -514,8 +542,8 @@ class Partition:
             self.tally["late"] += 1
             said.append(output.late(each, record, missed))
         each.saying = bool(deep.windows.loose)
-        each.shut()
         self.touch(each)
+        self._shut(each)
 
     def _opened(self, each: Channel) -> tuple[Roll, Deep]:
         deep = each.opened()
@@ -528,8 +556,39 @@ class Partition:
 
         return Roll(deep.windows, sizes, fetch), deep
 
+    # What a closing window needs takes much more memory than its readings do, and nothing of it is said before the next
+    # checkpoint. So a window that is over stays open until then, or until there is something that may depend on it.
+
+    def _leave(self, each: Channel, to: int) -> None:
+        """Windows end by `to`: they are to be closed."""
+        if each.over is None:
+            each.over, each.left = to, self._now
+            self.touch(each)
+        elif any(each.over < block.start + self._base.size <= to for block in each.blocks):
+            each.over = to
+        if len(each.blocks) >= self.config.left:
+            self._close(each)
+
+    def _depends(self, each: Channel, reading: Reading, at: int, over: int) -> bool:
+        """Whether it may matter to a reading, though it be quiet, that windows are still to be closed."""
+        if at - at % self._base.size + self._base.size <= max(over, each.watermark):
+            return True
+        return each.book is not self._judge.book or reading.tags != each.tags or reading.units != each.units
+
+    def _close(self, each: Channel) -> None:
+        """Close what is over."""
+        if each.over is not None:
+            self._roll(each, each.over)
+            self._shut(each)
+
+    def _shut(self, each: Channel) -> None:
+        each.shut()
+        if each in self._saying:  # or it would wait for no checkpoint
+            self._large[each] = None
+
     def _roll(self, each: Channel, to: int) -> None:
-        """Close the windows that end by `to`, smallest first, and let rules and detectors see them."""
+        """Close the windows that end by `to`, smallest first, and let rules and detectors see them; `shut` it then."""
+        each.over = None
         roll, deep = self._opened(each)
         said: list[Output] = []
         while each.blocks and each.blocks[0].start + self._base.size <= to:
@@ -544,10 +603,9 @@ class Partition:
                 self._closed(each, Closed(0, block.start, block, series, {}, []), said, gap=gap)
                 deep.judged = block.start
         self._advance(each, deep, roll, to, said)
-        roll.prune(each.watermark)
+        roll.prune(min(to, each.watermark))
         each.pending += deferred(said)
         each.saying = bool(deep.windows.loose)
-        each.shut()
         self.touch(each)
 
     def _advance(self, each: Channel, deep: Deep, roll: Roll, to: int, said: list[Output]) -> None:
@@ -561,7 +619,7 @@ class Partition:
         """Let rules and detectors that look at windows of this size see one."""
         size = self.config.sizes[closed.level]
         end = closed.start + size.size
-        found = Circumstances(end, self._now, self._old(end))
+        found = Circumstances(end, each.left, self._old(end, each.left))
         for metric, moments in closed.series.items():
             watch = each.watches.get(metric) or self._judge.watch(each, metric)
             if size.name in watch.detectors:
@@ -595,6 +653,10 @@ class Partition:
         return bool(self._waiting)
 
     def _look(self, each: Channel, now: int) -> None:
+        if each.over is not None and now - each.left < _LEFT_US:
+            each.look_at = min(each.look_at, now)
+            return
+        self._close(each)
         said: list[Output] = []
         if each.book is not self._judge.book:
             self._judge.rebook(each, each.newest, said)
@@ -618,7 +680,9 @@ class Partition:
         past = now - self.config.grace
         ends = self._ends(each)
         if ends and min(ends) <= past:
-            self._roll(each, past)
+            self._leave(each, past)
+            if each.over is not None:
+                return now  # and then again, when they are closed
             ends = self._ends(each)
         return min([end + self.config.grace for end in ends] + [forget])
 
@@ -657,6 +721,7 @@ class Partition:
         each = self._channels.get((subject.measurement, subject.device_id, subject.channel))
         if each is None:
             raise LookupError(f"no alarm is known as {key}: see iotflow alarms ls --all")
+        self._close(each)
         said: list[Output] = []
         self._judge.by_hand(each, subject, change, said)
         each.pending += deferred(said)
@@ -700,6 +765,7 @@ class Snapshot:
             del each.pending[:pending]
             if each.packed is packed and each.deep is None:
                 each.let_go(logs if said else None)
+                self._partition.small(each)
                 each.saying = False
             elif said:  # it has gone on meanwhile
                 deep = each.opened()
@@ -708,11 +774,11 @@ class Snapshot:
             if said:
                 weigh(each)
                 each.shut()
-            if not each.saying and not each.pending:
+            if not each.saying and not each.pending and each.over is None:
                 self._partition.hush(each)
             if each.forgotten:
                 self._partition.touch(each)  # now that nothing of it waits any more
-        self._partition.full = False
+        self._partition.lighter()
 
 
 def _fit(entries: dict[int, bytes]) -> None:

@@ -129,12 +129,14 @@ class Channel:
         "key",
         "latest",
         "latest_due",
+        "left",
         "look_at",
         "measurement",
         "metrics",
         "name",
         "newest",
         "online",
+        "over",
         "packed",
         "pending",
         "position",
@@ -190,6 +192,9 @@ class Channel:
         self.expected = 0
         #: The start of the newest base window that was closed (µs).
         self.closed = _LONG_AGO
+        #: Windows that end by then are to be closed (µs), None if there are none; and since when that is so.
+        self.over: int | None = None
+        self.left = 0
         self.histograms: dict[tuple[str, str], Histograms] = {}
         #: When the clock next matters for it (µs).
         self.look_at = 0
@@ -313,7 +318,7 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window], fetch: Fetch) -> 
     known = found.looked().windows
     found.closed = known.archived[0][-1] if known.archived[0] else _LONG_AGO
     found.saying = bool(known.loose)
-    if found.packed is saved.deep and not found.saying:
+    if found.packed is saved.deep:
         found.let_go(None)
     return found
 

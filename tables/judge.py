@@ -69,6 +69,8 @@ class Judge:
         series.unit = unit or series.unit
         facility = each.tags.get("facility_id", "")
         found = self.book.watch(each.measurement, each.device_id, each.name, metric, facility, series.unit)
+        if not found.asks:
+            series.heard = 0  # it goes on without being told
         each.watches[metric] = found
         self._settle(each, metric, series)
         return found
@@ -100,9 +102,7 @@ class Judge:
     def _settle(each: Channel, metric: str, series: Series) -> None:
         """Whether every reading of a series must be looked at."""
         watch = each.watches.get(metric)
-        heeded = watch is not None and (
-            (metric and any(not check.counts for check in watch.clock)) or ON_READING in watch.detectors
-        )
+        heeded = watch is not None and ((metric and watch.asks) or ON_READING in watch.detectors)
         if series.memories or series.alarms or heeded:
             each.busy.add(metric)
         else:
@@ -113,7 +113,8 @@ class Judge:
     ) -> None:
         """A reading's value, past the rules that look at readings; an anomalous one is an event, whatever its alarm."""
         series = each.series[metric]
-        series.heard = found.received
+        if watch.asks:
+            series.heard = found.received
         worst: tuple[int, Check, Signal] | None = None
         for check in watch.reading:
             signal = self._step(series.memories, check, found.at, value)

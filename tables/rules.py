@@ -55,8 +55,8 @@ class Watch(Struct, frozen=True):
 
     When `low < value < high` and no reading check remembers anything of the series, none has anything to say of a
     number. Texts and booleans are looked at by `reading` always. `window` has by a window's name its checks, each
-    behind the statistic that it looks at; `detectors` are by `reading` or a window's name.
-    `ids` are all that it has.
+    behind the statistic that it looks at; `detectors` are by `reading` or a window's name. `asks` is whether a check
+    asks when it was last received. `ids` are all that it has.
     """
 
     low: float
@@ -64,6 +64,7 @@ class Watch(Struct, frozen=True):
     reading: tuple[Check, ...]
     window: Mapping[str, tuple[tuple[str, Check], ...]]
     clock: tuple[Clock, ...]
+    asks: bool
     detectors: Mapping[str, tuple[Learner, ...]]
     ids: frozenset[str]
 
@@ -238,6 +239,7 @@ class _Parts:
             tuple(self._reading),
             MappingProxyType({on: tuple(checks) for on, checks in self._window.items()}),
             tuple(self._clock),
+            any(not check.counts for check in self._clock),
             MappingProxyType(detectors),
             frozenset(self._ids),
         )

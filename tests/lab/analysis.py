@@ -88,11 +88,12 @@ class Kept:
         return True
 
     def clock(self, partition: Partition, now_ms: int) -> list[Output]:
-        """The time is so; what is said of that, after a checkpoint."""
-        while partition.expire(now_ms):
-            pass
+        """The time is so; what is said of that, after a checkpoint that closes windows, and one of what they give."""
         known = len(self.said)
-        self.keep(partition, self.acknowledged)
+        for _ in range(2):
+            while partition.expire(now_ms):
+                pass
+            self.keep(partition, self.acknowledged)
         return self.said[known:]
 
     def _states(self, snapshot: Snapshot) -> None:

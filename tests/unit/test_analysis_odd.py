@@ -165,6 +165,18 @@ def test_a_new_rule_holds_for_what_is_silent_already() -> None:
     assert states(store.clock(partition, START_MS + 20 * HOUR_MS)) == ["ACTIVE"]
 
 
+def test_a_rule_of_silence_that_comes_later_does_not_go_by_an_alarm_of_long_ago() -> None:
+    """While a metric had an alarm each of its readings was looked at, and then no more."""
+    store = kept(hot={"metric": "t", "levels": {"WARN": 50}})
+    partition = store.begin()
+    log = records([reading(60 * at, t=90.0 if at < 3 else 1.0) for at in range(120)])
+    partition.fold(log, log[-1].timestamp)
+    store.clock(partition, log[-1].timestamp)
+    store.rules.put("late", b'{"kind": "silent", "metric": "t", "for": "30m"}')
+    assert states(store.clock(partition, log[-1].timestamp + 1000)) == []
+    assert states(store.clock(partition, log[-1].timestamp + HOUR_MS)) == ["ACTIVE"]
+
+
 def test_what_detectors_learnt_begins_again_where_a_table_was_lost() -> None:
     store = kept("fire")
     log = records([reading(60 * at, t=float(at % 7)) for at in range(300)])
