@@ -9,6 +9,7 @@ which of two values is the newer. Restoring gives back what was packed, bit for 
 
 import struct
 from collections.abc import Callable, Collection, Sequence
+from sys import intern
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from msgspec import Raw, Struct
 
 from schemas.alarm import Alarm
 from schemas.names import joined, parted
-from tables import windows
+from tables import arrays, windows
 from tables.detectors import Memory, trim
 from tables.histograms import Histograms
 from tables.rules import Watch
@@ -33,6 +34,8 @@ Logs = list[tuple[str, str, int]]
 FORMAT: Final = 1
 #: What a value begins with: format, generation of the group, position in the source.
 HEADER: Final = struct.Struct(">BQQ")
+#: Most are busy with nothing: an empty set of their own would be 216 bytes each.
+NONE: Final[frozenset[str]] = frozenset()
 _LONG_AGO: Final = -(1 << 62)
 
 
@@ -94,10 +97,9 @@ class _Saved(Struct, array_like=True):
     sizes: list[int]
 
 
-_encode: Final = msgspec.msgpack.Encoder().encode
-_saved: Final = msgspec.msgpack.Decoder(_Saved).decode
+_saved: Final = arrays.decoder(_Saved)
 _deep_alone: Final = msgspec.msgpack.Decoder(_DeepAlone).decode
-_deep: Final = msgspec.msgpack.Decoder(Deep).decode
+_deep: Final = arrays.decoder(Deep)
 
 
 def header(generation: int, position: int) -> bytes:
@@ -155,7 +157,7 @@ class Channel:
     )
 
     def __init__(self, measurement: str, device_id: str, name: str, sizes: Sequence[Window], fetch: Fetch) -> None:
-        self.measurement = measurement
+        self.measurement = intern(measurement)
         self.device_id = device_id
         self.name = name
         self.key = key_of(measurement, device_id, name)
@@ -167,7 +169,7 @@ class Channel:
         self.newest = self.watermark = _LONG_AGO
         self.blocks: list[Block] = []
         #: None while it is as the table has it.
-        self.packed: bytes | None = _encode(Deep(windows.empty(len(sizes)), {}))
+        self.packed: bytes | None = arrays.encode(Deep(windows.empty(len(sizes)), {}))
         self.deep: Deep | None = None
         self.fetch = fetch
         #: What the table has of it as still to be said was said: these histograms were stored, None if nothing was.
@@ -187,7 +189,7 @@ class Channel:
         # What follows is not packed.
         self.watches: dict[str, Watch] = {}
         #: Metrics of which a check or an alarm remembers something.
-        self.busy: set[str] = set()
+        self.busy: frozenset[str] = NONE
         self.book: Any = None
         self.expected = 0
         #: The start of the newest base window that was closed (µs).
@@ -218,7 +220,7 @@ class Channel:
     def shut(self) -> None:
         """Pack what `opened` gave."""
         if self.deep is not None:
-            self.packed = _encode(self.deep)
+            self.packed = arrays.encode(self.deep)
             self.deep = None
 
     def _packed(self) -> bytes:
@@ -232,7 +234,7 @@ class Channel:
             return packed
         deep = _deep(packed)
         settle(deep, None, self.settled)
-        return _encode(deep)
+        return arrays.encode(deep)
 
     def let_go(self, settled: Logs | None) -> None:
         """The table has it, and what that says is still to be said was said: see `settled`."""
@@ -241,7 +243,7 @@ class Channel:
     def pack(self, generation: int, sizes: Sequence[Window]) -> bytes:
         """Its value in the table."""
         if self.deep is not None:
-            self.packed = _encode(self.deep)
+            self.packed = arrays.encode(self.deep)
         self.packed = self._packed()
         saved = _Saved(
             self.sources,
@@ -263,7 +265,7 @@ class Channel:
             list(self.metrics),
             [size.size for size in sizes],
         )
-        return header(max(0, generation), self.position + 1) + _encode(saved)
+        return header(max(0, generation), self.position + 1) + arrays.encode(saved)
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -313,8 +315,10 @@ def restore(key: bytes, value: bytes, sizes: Sequence[Window], fetch: Fetch) -> 
     found.units = saved.units
     found.pending = saved.pending
     found.reported = saved.reported
-    found.metrics = dict.fromkeys(saved.metrics)
-    found.busy = {metric for metric, series in found.series.items() if series.memories or series.alarms}
+    found.metrics = dict.fromkeys(map(intern, saved.metrics))
+    found.busy = (
+        frozenset(metric for metric, series in found.series.items() if series.memories or series.alarms) or NONE
+    )
     known = found.looked().windows
     found.closed = known.archived[0][-1] if known.archived[0] else _LONG_AGO
     found.saying = bool(known.loose)
@@ -349,4 +353,4 @@ def _fit(found: Channel, saved: _Saved, sizes: Sequence[Window]) -> None:
         found.watermark = max(found.watermark, found.newest + sizes[0].late)
         deep.judged = -1
     deep.windows = state
-    found.packed = _encode(deep)
+    found.packed = arrays.encode(deep)

@@ -156,7 +156,7 @@ class Gap(Clock):
         place = self._buckets - (memory[_NEWEST] - slot)
         if place < 0:
             return memory
-        memory = [*memory]
+        memory = [self.tag, *memory[1:]]  # the one tag, not a copy for each series
         memory[_COUNTS + place] = min(self._each + _SPARE, memory[_COUNTS + place] + count)
         return memory
 

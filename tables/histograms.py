@@ -1,10 +1,11 @@
 """Adaptive histograms of one series: how usual a symbol is, at all, after the one before it, and at its hour."""
 
 import struct
-import sys
 from array import array
 from math import log
 from typing import Final
+
+from tables.arrays import little
 
 #: A value is one of this many symbols.
 BINS: Final = 16
@@ -63,7 +64,7 @@ class Histograms:
 
     def pack(self) -> bytes:
         """As bytes to store, about 1.3 kB."""
-        return _HEAD.pack(_VERSION, self.n) + _little(self._counts).tobytes()
+        return _HEAD.pack(_VERSION, self.n) + little(self._counts).tobytes()
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Histograms":
@@ -72,12 +73,5 @@ class Histograms:
             raise ValueError(f"these {len(packed)} bytes are no histograms of version {_VERSION}")
         made = cls()
         _, made.n = _HEAD.unpack_from(packed)
-        made._counts = _little(array("H", packed[_HEAD.size :]))
+        made._counts = little(array("H", packed[_HEAD.size :]))
         return made
-
-
-def _little(counts: "array[int]") -> "array[int]":
-    if sys.byteorder == "big":
-        counts = counts[:]
-        counts.byteswap()
-    return counts

@@ -11,7 +11,7 @@ from schemas import alarm, quality, wire
 from schemas.alarm import Facts, Signal, Subject, Transition, rank
 from tables import alarms
 from tables.alarms import Policy
-from tables.channel import Channel, Deep, Series
+from tables.channel import NONE, Channel, Deep, Series
 from tables.checks import Check, Detector
 from tables.clocks import Clock
 from tables.detectors import PROFILES, VERSION, Memory, replay, step
@@ -103,10 +103,8 @@ class Judge:
         """Whether every reading of a series must be looked at."""
         watch = each.watches.get(metric)
         heeded = watch is not None and ((metric and watch.asks) or ON_READING in watch.detectors)
-        if series.memories or series.alarms or heeded:
-            each.busy.add(metric)
-        else:
-            each.busy.discard(metric)
+        if bool(series.memories or series.alarms or heeded) != (metric in each.busy):
+            each.busy = (each.busy ^ {metric}) or NONE
 
     def value(  # noqa: PLR0913  a value and all that it meets
         self, each: Channel, metric: str, watch: Watch, value: Any, found: Circumstances, said: list[Output]

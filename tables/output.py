@@ -9,6 +9,7 @@ from schemas import aggregate, latest, quality, wire
 from schemas.aggregate import moment
 from schemas.names import joined
 from schemas.record import Headers, Record
+from tables import arrays
 from tables.channel import Channel, Pending
 from tables.windows import Closed, Moments, Window
 
@@ -21,13 +22,12 @@ _MS: Final = 1000
 #: Of a device's tags, those that what is said of it has too.
 _TAGS: Final = ("facility_id", "location")
 _VERSION_HEADERS: Final = [(wire.HEADER_VERSION, wire.VERSION)]
-_encode: Final = msgspec.msgpack.Encoder().encode
 #: A closed window as `archived` wrote it.
-closed_window: Final = msgspec.msgpack.Decoder(Closed).decode
+closed_window: Final = arrays.decoder(Closed)
 #: An entry of the table `windows`: the closed windows of one size that can still be corrected, by their starts. In one
 #: entry, since what recovery takes is as long as there are entries.
 closed_windows: Final = msgspec.msgpack.Decoder(dict[int, bytes]).decode
-packed_windows: Final = _encode
+packed_windows: Final = arrays.encode
 
 
 class Output(NamedTuple):
@@ -103,7 +103,9 @@ def histograms_key(each: Channel, source: str, metric: str) -> bytes:
 
 def archived(closed: Closed) -> bytes:
     """A closed window to be stored apart, once it is said."""
-    return _encode(msgspec.structs.replace(closed, due=[], series={} if closed.block is not None else closed.series))
+    return arrays.encode(
+        msgspec.structs.replace(closed, due=[], series={} if closed.block is not None else closed.series)
+    )
 
 
 def late(each: Channel, record: Record, missed: Sequence[str]) -> Output:

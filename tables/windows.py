@@ -13,13 +13,15 @@ All times are microseconds since the epoch.
 """
 
 from bisect import insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from math import fsum, sqrt
+from math import fsum, isnan, nan, sqrt
 from typing import Final
 
 from fastdigest import TDigest
-from msgspec import Struct
+from msgspec import Struct, field
+
+from tables.arrays import Floats, Integers, floats, integers
 
 #: Centroids of a digest: 600 bytes, and percentiles within about a hundredth of the spread.
 _CENTROIDS: Final = 32
@@ -77,14 +79,14 @@ class Moments(Struct, array_like=True):
 class Block(Struct, array_like=True):
     """A base window, reading by reading.
 
-    `times` are offsets from `start`, in the order in which they came; `columns` has a list as long for each metric,
-    None where a reading had no number. `raws` are the originals of values that were moved into their range, by metric
+    `times` are offsets from `start`, in the order in which they came; `columns` has an array as long for each metric,
+    NaN where a reading had no number. `raws` are the originals of values that were moved into their range, by metric
     and place. `dense` is what was summed up already because it was too much to keep.
     """
 
     start: int
-    times: list[int] = []
-    columns: dict[str, list[float | None]] = {}
+    times: Integers = field(default_factory=integers)
+    columns: dict[str, Floats] = {}
     raws: dict[str, dict[int, float]] = {}
     dense: dict[str, Moments] = {}
     last: int = -1
@@ -141,7 +143,7 @@ def summed(block: Block, metric: str) -> Moments | None:
     """What a metric comes to, None when it has no number; the same in whatever order its readings came."""
     dense = block.dense.get(metric)
     column = block.columns.get(metric, ())
-    pairs = [(at, x) for at, x in zip(block.times, column, strict=True) if x is not None] if column else []
+    pairs = [(at, x) for at, x in zip(block.times, column, strict=True) if not isnan(x)] if column else []
     if not pairs:
         return dense
     pairs.sort()
@@ -170,7 +172,7 @@ def raw_mean(block: Block, metric: str, moments: Moments) -> float:
     raws, column = block.raws.get(metric), block.columns.get(metric)
     if not raws or not column:
         return moments.mean
-    return moments.mean + _total([raw - (column[place] or 0.0) for place, raw in raws.items()]) / moments.count
+    return moments.mean + _total([raw - column[place] for place, raw in raws.items()]) / moments.count
 
 
 def raw_high(block: Block, metric: str, moments: Moments) -> float:
@@ -249,12 +251,12 @@ def add(block: Block, offset: int, values: Mapping[str, float], raws: Mapping[st
         times.append(offset)
         block.last = max(block.last, offset)
         for metric, column in columns.items():
-            column.append(values.get(metric))
+            column.append(values.get(metric, nan))
         if len(columns) != len(values) or columns.keys() != values.keys():
             _widen(block, place, values)
     else:
         place = times.index(offset)
-        new = {metric: x for metric, x in values.items() if metric not in columns or columns[metric][place] is None}
+        new = {metric: x for metric, x in values.items() if metric not in columns or isnan(columns[metric][place])}
         _widen(block, place, new)
     for metric in raws:
         if metric in new:
@@ -266,9 +268,13 @@ def add(block: Block, offset: int, values: Mapping[str, float], raws: Mapping[st
 
 def _widen(block: Block, place: int, values: Mapping[str, float]) -> None:
     for metric, value in values.items():
-        column = block.columns.setdefault(metric, [])
-        column += [None] * (len(block.times) - len(column))
+        column = block.columns.setdefault(metric, floats())
+        column.extend([nan] * (len(block.times) - len(column)))
         column[place] = value
+
+
+def _numbers(block: Block, metric: str) -> Iterator[float]:
+    return (x for x in block.columns.get(metric, ()) if not isnan(x))
 
 
 def condense(block: Block) -> None:
@@ -276,11 +282,11 @@ def condense(block: Block) -> None:
     dense = {}
     for metric in {*block.columns, *block.dense}:
         if (moments := summed(block, metric)) is not None:
-            values = [x for x in block.columns.get(metric, ()) if x is not None]
+            values = list(_numbers(block, metric))
             dense[metric] = moments if moments.digest else with_digest(moments, values)
     block.dense = dense
-    block.times = []
-    block.columns = {metric: [] for metric in block.columns}
+    block.times = integers()
+    block.columns = {metric: floats() for metric in block.columns}
     block.raws = {}
 
 
@@ -326,11 +332,7 @@ class Roll:
         size = self._sizes[1].size
         start = block.start - block.start % size
         upper = self._state.uppers[1]
-        values = {
-            metric: [x for x in block.columns.get(metric, ()) if x is not None]
-            for metric, each in found.items()
-            if not each.digest
-        }
+        values = {metric: list(_numbers(block, metric)) for metric, each in found.items() if not each.digest}
         if self.closed(1, start) or (upper is not None and upper.start > start):
             series = {
                 metric: with_digest(each, values[metric]) if metric in values else each
