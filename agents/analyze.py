@@ -49,7 +49,7 @@ _SLICE: Final = 200
 #: Before this offset is everything.
 _ALL: Final = 1 << 62
 #: States that are written in one round of a checkpoint, and last values that are said in one go.
-_ROUND: Final = 500
+_ROUND: Final = 250
 
 Entry = tuple[bytes, bytes | None]
 Load = Callable[[str, bytes], bytes | None]
@@ -195,10 +195,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     #: A checkpoint is made when so many states of a partition have something to say, which they keep until then.
     unsaid: int = 1_000
     #: A checkpoint of everything is made at so many chunks or records that are not acknowledged.
-    chunks: int = 8_000
+    chunks: int = 16_000
     records: int = 500_000
     #: Nothing is folded while so many chunks wait, or so many outputs for the broker.
-    most_chunks: int = 16_000
+    most_chunks: int = 32_000
     most_outputs: int = 100_000
 
 

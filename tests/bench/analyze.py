@@ -276,8 +276,8 @@ async def memory(bench: Bench) -> list[Figure]:
     raw |= {"states written a reading": written / live}
     behind = {"readings/s": found.rate, "readings/CPU-s": found.per_cpu_second, "ms a checkpoint": found.checkpoint_ms}
     bound = (
-        "it keeps each device's open windows, histograms and last values as objects, some 14 kB, of which allocating "
-        "makes 20: the rest is Python and its packages (95 MB), RocksDB and what is on its way to and from Kafka"
+        "it keeps each device's open windows and last values as objects, some 6 kB; the rest is Python and its packages "
+        "(90 MB), RocksDB (20 MB), and what closing windows need and say until the checkpoint"
     )
     return [
         Figure("analyze-memory", f"peak of {what}, live", watch.peak_mb["worker"], "MB", raw, _MEMORY_MB, at_most=True,

@@ -39,9 +39,9 @@ PATTERNS = 200
 _EVERY_S = 5.0
 _HOUR_S = 3600.0
 #: So many times each state is read without compaction; and so often it is written in a minute: when its window closes,
-#: and when it is of age.
+#: and when what came then is of age.
 _TIMES = 6
-_TIMES_A_MINUTE = 1 + 60 / settings_of({}).analysis.checkpoint_age
+_TIMES_A_MINUTE = 60 / settings_of({}).analysis.checkpoint_age
 _GOAL_S = 20.0
 _PATIENCE_S = 100.0
 
