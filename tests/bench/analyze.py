@@ -276,7 +276,7 @@ async def memory(bench: Bench) -> list[Figure]:
     raw |= {"states written a reading": written / live}
     behind = {"readings/s": found.rate, "readings/CPU-s": found.per_cpu_second, "ms a checkpoint": found.checkpoint_ms}
     bound = (
-        "it keeps each device's open windows and last values as objects, some 6 kB; the rest is Python and its packages "
+        "it keeps each device's open windows and last values as objects, some 6 kB; the rest is Python with packages "
         "(90 MB), RocksDB (20 MB), and what closing windows need and say until the checkpoint"
     )
     return [
