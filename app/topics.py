@@ -21,7 +21,7 @@ _RESTORE_MS: Final = 60 * 1000
 #: With this many replicas, one may be away while every acknowledged record is still on two.
 _SAFE_REPLICAS: Final = 3
 _APPLY_SECONDS: Final = 60.0
-_SEGMENT_BYTES: Final = 32 * 2**20
+_SEGMENT_BYTES: Final = 8 * 2**20
 _AT_MOST: Final = frozenset({"segment.ms", "segment.bytes"})
 #: The tables of the stage `analyze`: what is known of each series, and what that has let go of.
 TABLES: Final = ("state", "windows", "histograms")
