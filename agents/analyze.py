@@ -567,15 +567,15 @@ class Analyzer:
         held = {owned.number: len(owned.held) for owned in owners}
         before = {owned.number: self._before(owned, whole=whole) for owned in owners}
         left = {owned.number: owned.part.waiting(before[owned.number]) for owned in owners}
-        # Where time is short the rounds are as long as can be.
-        share = _ROUND if self._phase == "draining" else max(1, _ROUND // max(1, len(owners)))
         states = 0
         # In rounds, so that memory is bounded and an alarm need not wait for ten thousand states. What is folded in
         # between is in a later checkpoint.
         while True:
             taken: list[tuple[_Owned, Snapshot]] = []
+            # Where time is short rounds are longer.
+            share = _ROUND // (1 if self._phase == "draining" else max(1, sum(map(bool, left.values()))))
             for owned in owners:
-                most = min(share, left[owned.number])
+                most = min(max(1, share), left[owned.number])
                 taken.append((owned, owned.part.snapshot(self._generation, most, before[owned.number])))
                 left[owned.number] -= most
                 await asyncio.sleep(0)

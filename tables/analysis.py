@@ -588,8 +588,8 @@ class Partition:
 
     def _roll(self, each: Channel, to: int) -> None:
         """Close the windows that end by `to`, smallest first, and let rules and detectors see them; `shut` it then."""
-        each.over = None
         roll, deep = self._opened(each)
+        each.over = None
         said: list[Output] = []
         while each.blocks and each.blocks[0].start + self._base.size <= to:
             block = each.blocks.pop(0)

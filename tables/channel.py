@@ -31,7 +31,7 @@ Fetch = Callable[[bytes], bytes | None]
 Logs = list[tuple[str, str, int]]
 
 #: A change takes two releases: first one that reads both and writes the old, then one that writes the new.
-FORMAT: Final = 1
+FORMAT: Final = 2
 #: What a value begins with: format, generation of the group, position in the source.
 HEADER: Final = struct.Struct(">BQQ")
 #: Most are busy with nothing: an empty set of their own would be 216 bytes each.
@@ -294,11 +294,11 @@ def settle(deep: Deep, said: Collection[tuple[int, int, int]] | None, logs: Logs
 def restore(key: bytes, value: bytes, sizes: Sequence[Window], fetch: Fetch) -> Channel:
     """The channel that was packed; where other sizes are set by now, with no windows.
 
-    Raises `ValueError` for a format of a later release.
+    Raises `ValueError` for a format of another release.
     """
     version, _, position = HEADER.unpack_from(value)
     if version != FORMAT:
-        raise ValueError(f"state of format {version}; this release reads {FORMAT}: was it written by a newer one?")
+        raise ValueError(f"state of format {version}; this release reads {FORMAT}: was it written by another one?")
     device_id, measurement, name = parted(key.decode())
     saved = _saved(value[HEADER.size :])
     found = Channel(measurement, device_id, name, sizes, fetch)

@@ -73,7 +73,7 @@ class Silent(Clock):
             return memory, None
         since = datetime.fromtimestamp(last // 1_000_000, UTC)
         who = f"{self.subject.name}: no" if self.subject.metric else "no"
-        message = f"{who} reading for {self._span}: the last is of {since:%Y-%m-%d %H:%M:%S} UTC"
+        message = f"{who} reading for {self._span}: none since {since:%Y-%m-%d %H:%M:%S} UTC"
         # As it was when it fell due, whenever that is seen.
         seconds = self._for / 1_000_000
         signal = Signal(self._severity, seconds, seconds, f"{message} ({self.labelled(self._severity)})", 1.0)

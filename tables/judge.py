@@ -71,6 +71,8 @@ class Judge:
         found = self.book.watch(each.measurement, each.device_id, each.name, metric, facility, series.unit)
         if not found.asks:
             series.heard = 0  # it goes on without being told
+        elif metric and not series.heard:
+            series.heard = each.seen_ms * _MS  # silence is counted from when somebody first asks
         each.watches[metric] = found
         self._settle(each, metric, series)
         return found

@@ -177,6 +177,23 @@ def test_a_rule_of_silence_that_comes_later_does_not_go_by_an_alarm_of_long_ago(
     assert states(store.clock(partition, log[-1].timestamp + HOUR_MS)) == ["ACTIVE"]
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_silence_of_a_metric_is_counted_from_when_a_rule_first_asks(*, before: bool) -> None:
+    """Also where others of its channel go on, and where the rule was there once and was taken away."""
+    rule = {"kind": "silent", "metric": "t", "for": "30m"}
+    store = kept(late=rule) if before else kept()
+    partition = store.begin()
+    said: list[Output] = []
+    for at, record in enumerate(
+        records([reading(60 * at, h=1.0, **({"t": 1.0} if at < 5 else {})) for at in range(120)])
+    ):
+        if at in {10, 20}:
+            store.rules.put("late", json.dumps({**rule, "enabled": at == 20}).encode())
+        said += partition.fold([record], record.timestamp) + store.clock(partition, record.timestamp)
+        assert bool(states(said)) is (at >= 49)
+    assert states(said) == ["ACTIVE"]
+
+
 def test_what_detectors_learnt_begins_again_where_a_table_was_lost() -> None:
     store = kept("fire")
     log = records([reading(60 * at, t=float(at % 7)) for at in range(300)])

@@ -372,7 +372,7 @@ async def test_last_values_that_come_while_others_are_said_wait_for_the_next_che
         bench.made[0].news = [Output("alarms", "a", b"news", b"1")] * 1200
         bench.made[0].latest = endless  # type: ignore[method-assign]
         await asyncio.sleep(6)
-        assert said == [500, 500, 200]
+        assert said == [250, 250, 250, 250, 200]
 
 
 @virtual

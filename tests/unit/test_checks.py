@@ -248,7 +248,7 @@ def test_silence() -> None:
     memory, said = found.expire(None, START, START + H)
     assert said is not None
     assert (said.severity, said.value, said.threshold) == (W, 3600.0, 3600.0)
-    assert said.message == "no reading for 1h: the last is of 2025-10-09 09:00:00 UTC (WARN)"
+    assert said.message == "no reading for 1h: none since 2025-10-09 09:00:00 UTC (WARN)"
     assert found.due(memory, START) is None
     assert found.expire(memory, START, START + 9 * H) == (memory, None)
     # A reading ends it, by whichever way the check hears of it.
