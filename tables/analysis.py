@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
@@ -36,19 +36,17 @@ from tables.output import (
     closed_windows,
     deferred,
     numbers,
-    packed_windows,
     report,
     windows_key,
 )
 from tables.rules import Book
+from tables.snapshot import Dirty, Snapshot
 from tables.windows import Block, Closed, Moments, Roll, Window
 
 #: Base windows of a channel that are open at once: what is ahead is of no window then.
 _OPEN: Final = 64
 #: Windows that are over are left open for the next checkpoint no longer than this.
 _LEFT_US: Final = 30_000_000
-#: Channels of which what a closing window needs is in memory until the next checkpoint: some 7 KB each.
-_CLOSED: Final = 500
 #: Metrics of a channel that are watched: its state must fit in a message.
 METRICS: Final = 100
 #: More sensors than this without a value are worth an event, as S4 has it.
@@ -61,8 +59,6 @@ _SOURCED: Final = 3
 _HEAVY: Final = 32_768
 #: A record of the last values is not larger.
 _LATEST_BYTES: Final = 65_536
-#: Base windows that can be corrected are kept reading by reading up to so much.
-_ENTRY_BYTES: Final = 400_000
 #: Channels that are looked at in one go.
 _AT_ONCE: Final = 500
 #: Nothing is received, and nothing is of a time, after the year 9999.
@@ -116,24 +112,12 @@ class Partition:
         self._fetch = partial(load, "state")
         self._base = config.sizes[0]
         self._channels: dict[tuple[str, str, str], Channel] = {}
-        #: Those that have changed since they were last in a snapshot, the one that did so first in front: from which
-        #: offset on.
-        self._touched: dict[Channel, int] = {}
-        #: Those of them that have something to say, once their state is kept.
-        self._saying: dict[Channel, None] = {}
-        #: Those of which the last values have not been said.
-        self._fresh: dict[Channel, None] = {}
-        #: The offset of the record at hand; between chunks, the one behind the last.
-        self._offset = 0
+        self._dirty = Dirty()
         self._gone: list[Change] = []
         #: The rules by which all channels were last looked at.
         self._looked: Book | None = None
         #: Channels that `expire` is still to look at.
         self._waiting: list[Channel] = []
-        #: Those that keep in memory what only a closing window needs.
-        self._large: dict[Channel, None] = {}
-        #: A channel keeps as much as may be kept until the next checkpoint.
-        self._heavy = False
         self._now = 0
 
     def __len__(self) -> int:
@@ -147,9 +131,9 @@ class Partition:
         self._channels[found.place] = found
         found.expected = self._named(found.measurement)
         if found.latest_due:
-            self._fresh[found] = None
+            self._dirty.refresh(found)
         if found.pending or found.saying:
-            self.touch(found)
+            self._dirty.touch(found)
 
     def rewind(self, end: int) -> int:
         """See to it that no record is taken for folded because of a topic that ended beyond `end`, where it ends now.
@@ -159,135 +143,59 @@ class Partition:
         ahead = [each for each in self._channels.values() if each.position >= end]
         for each in ahead:
             each.position = -1
-            self.touch(each)
+            self._dirty.touch(each)
         return len(ahead)
 
     @property
     def dirty(self) -> int:
         """How many channels have changed since they were last in a snapshot."""
-        return len(self._touched)
+        return len(self._dirty)
 
     @property
     def full(self) -> bool:
         """Whether as much is kept as may be until the next checkpoint."""
-        return self._heavy or len(self._large) >= _CLOSED
+        return self._dirty.full
 
     @property
     def unsaid(self) -> int:
         """How many channels have something to say."""
-        return len(self._saying)
+        return self._dirty.unsaid
 
     @property
     def safe(self) -> int:
         """The offset before which all that was folded is in snapshots."""
-        return next(iter(self._touched.values()), _NEVER)
+        return self._dirty.safe
 
     def waiting(self, before: int = _NEVER) -> int:
         """How many channels are to be kept now: those that offsets before this changed, or with something to say."""
-        return sum(1 for _ in self._due(before))
+        return sum(1 for _ in self._dirty.due(before))
 
-    def snapshot(self, generation: int, most: int | None = None, before: int = _NEVER) -> "Snapshot":
+    def snapshot(self, generation: int, most: int | None = None, before: int = _NEVER) -> Snapshot:
         """What is to be kept and said now, of `most` of the channels that `waiting` counts.
 
         `generation` is the consumer group's. Several of them, one after another, are one checkpoint: a channel that is
         folded meanwhile is in a later one.
         """
-        found = Snapshot(self, [], [], self._gone)
+        found = Snapshot(self._dirty, self._gone, self.config.sizes, self._load)
         self._gone = []
-        for each in list(islice(self._due(before), most)):
+        for each in list(islice(self._dirty.due(before), most)):
             if each.over is not None:
                 self._roll(each, each.over)
-            del self._touched[each]
-            self._saying.pop(each, None)
-            self._fresh.pop(each, None)
-            each.touched = False
-            self._keep(each, generation, found)
+            if found.add(each, generation, self._judge.learnt):
+                del self._channels[each.place]
         return found
-
-    def _due(self, before: int) -> Iterator[Channel]:
-        """Those that changed before an offset, the first first, then the others that have something to say."""
-        for each, since in self._touched.items():
-            if since >= before:
-                break
-            yield each
-        yield from (each for each in self._saying if self._touched[each] >= before)
 
     @property
     def fresh(self) -> int:
         """Of how many channels the last values were not said."""
-        return len(self._fresh)
+        return self._dirty.fresh
 
     def latest(self, most: int) -> list[Output]:
         """The last values, of `most` channels, that were not said yet: for a partition that is read to its end.
 
         They need not wait for the state: at the end of what there is to read nobody has said later ones.
         """
-        some = list(islice(self._fresh, most))
-        for each in some:
-            del self._fresh[each]
-            each.latest_due = False
-        return [output.last_values(each) for each in some if each.latest]
-
-    def _keep(self, each: Channel, generation: int, found: "Snapshot") -> None:
-        said: set[tuple[int, int, int]] = set()
-        logs: channel.Logs = []
-        found.outputs += output.pending(each)
-        if each.saying:
-            deep = each.opened()
-            for closed in deep.windows.loose:
-                found.outputs += output.aggregates(each, self.config.sizes[closed.level], closed)
-                said.add((closed.level, closed.start, closed.version))
-            found.side += self._archive(each, deep)
-            for source, metric, histograms in self._judge.learnt(each, deep):
-                found.side.append(Change("histograms", output.histograms_key(each, source, metric), histograms.pack()))
-                logs.append((source, metric, histograms.n))
-        each.shut()
-        if each.latest_due and each.latest:
-            found.outputs.append(output.last_values(each))
-        if each.forgotten and not each.pending and not said:
-            found.states.append((each.key, None))
-            del self._channels[each.place]
-            self.small(each)
-            return
-        found.states.append((each.key, each.pack(generation, self.config.sizes)))
-        each.latest_due = False
-        found.kept.append(_Kept(each, each.packed, len(each.pending), said, logs))
-
-    def _archive(self, each: Channel, deep: Deep) -> Iterator[Change]:
-        """The entries of the table `windows` with those that are let go of, and without those that are too old."""
-        fresh: dict[int, dict[int, bytes]] = {}
-        for closed in deep.windows.loose:
-            fresh.setdefault(closed.level, {})[closed.start] = output.archived(closed)
-        for level, entries in fresh.items():
-            key = windows_key(each, self.config.sizes[level])
-            stored = self._load("windows", key)
-            known = {**closed_windows(stored), **entries} if stored is not None else entries
-            starts = set(deep.windows.archived[level])
-            left = {start: packed for start, packed in known.items() if start in starts}
-            if level == 0:
-                _fit(left)
-            yield Change("windows", key, packed_windows(left) if left else None)
-
-    def touch(self, each: Channel) -> None:
-        """It belongs into a snapshot: into the next one, if it has something to say."""
-        if not each.touched:
-            each.touched = True
-            self._touched[each] = self._offset
-        if each.pending or each.saying or each.forgotten or each.over is not None:
-            self._saying[each] = None
-
-    def hush(self, each: Channel) -> None:
-        """It has nothing to say any more, though it has changed."""
-        self._saying.pop(each, None)
-        self._large.pop(each, None)
-
-    def small(self, each: Channel) -> None:
-        """It has let go of what only a closing window needs."""
-        self._large.pop(each, None)
-
-    def lighter(self) -> None:
-        """A snapshot was kept."""
-        self._heavy = False
+        return [output.last_values(each) for each in self._dirty.latest(most) if each.latest]
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -309,10 +217,10 @@ class Partition:
             elif record.offset <= each.position or _is_repeat(each, record):
                 self.tally["repeated"] += 1
             else:
-                each.position = self._offset = record.offset
+                each.position = self._dirty.offset = record.offset
                 self._reading(each, record, reading, said)
         if records:
-            self._offset = records[-1].offset + 1
+            self._dirty.offset = records[-1].offset + 1
         return said
 
     def _met(self, reading: Reading) -> Channel | None:
@@ -345,7 +253,7 @@ class Partition:
         if each.book is not self._judge.book:
             self._judge.rebook(each, max(believed, each.newest), said)
         if not each.touched:
-            self.touch(each)
+            self._dirty.touch(each)
         self._count(each, record, reading, received // _MS, at, believed)
         found = reading.values
         if at == believed and self._is_quiet(each, reading):
@@ -431,8 +339,7 @@ class Partition:
         each.seen_ms = max(each.seen_ms, received_ms)
         each.first_ms = each.first_ms or received_ms
         if not each.latest_due:
-            each.latest_due = True
-            self._fresh[each] = None
+            self._dirty.refresh(each)
         if not each.online:
             each.online = True
             each.look_at = min(each.look_at, each.seen_ms * _MS + self.config.idle)
@@ -513,7 +420,7 @@ class Partition:
             self.tally["duplicate"] += 1
         each.weight += len(values) + 1
         if each.weight > _HEAVY and (each.saying or each.over is not None):
-            self._heavy = True
+            self._dirty.heavy = True
 
     def _is_over(self, each: Channel, start: int) -> bool:
         """Whether the base window that begins there was closed, or is corrected no more."""
@@ -542,8 +449,8 @@ class Partition:
             self.tally["late"] += 1
             said.append(output.late(each, record, missed))
         each.saying = bool(deep.windows.loose)
-        self.touch(each)
-        self._shut(each)
+        self._dirty.touch(each)
+        self._dirty.shut(each)
 
     def _opened(self, each: Channel) -> tuple[Roll, Deep]:
         deep = each.opened()
@@ -563,7 +470,7 @@ class Partition:
         """Windows end by `to`: they are to be closed."""
         if each.over is None:
             each.over, each.left = to, self._now
-            self.touch(each)
+            self._dirty.touch(each)
         elif any(each.over < block.start + self._base.size <= to for block in each.blocks):
             each.over = to
         if len(each.blocks) >= self.config.left:
@@ -579,12 +486,7 @@ class Partition:
         """Close what is over."""
         if each.over is not None:
             self._roll(each, each.over)
-            self._shut(each)
-
-    def _shut(self, each: Channel) -> None:
-        each.shut()
-        if each in self._saying:  # or it would wait for no checkpoint
-            self._large[each] = None
+            self._dirty.shut(each)
 
     def _roll(self, each: Channel, to: int) -> None:
         """Close the windows that end by `to`, smallest first, and let rules and detectors see them; `shut` it then."""
@@ -606,7 +508,7 @@ class Partition:
         roll.prune(min(to, each.watermark))
         each.pending += deferred(said)
         each.saying = bool(deep.windows.loose)
-        self.touch(each)
+        self._dirty.touch(each)
 
     def _advance(self, each: Channel, deep: Deep, roll: Roll, to: int, said: list[Output]) -> None:
         known = len(deep.windows.loose)
@@ -665,7 +567,7 @@ class Partition:
         each.look_at = min(later, idle if now < idle else self._idle(each, now))
         if said:
             each.pending += deferred(said)
-            self.touch(each)
+            self._dirty.touch(each)
 
     def _idle(self, each: Channel, now: int) -> int:
         """Close what a silent channel has open that is over, or forget the channel; when to look again."""
@@ -674,9 +576,9 @@ class Partition:
             self._forget(each)
             return _NEVER
         if each.online:
-            each.online, each.latest_due = False, True
-            self._fresh[each] = None
-            self.touch(each)
+            each.online = False
+            self._dirty.refresh(each)
+            self._dirty.touch(each)
         past = now - self.config.grace
         ends = self._ends(each)
         if ends and min(ends) <= past:
@@ -696,7 +598,7 @@ class Partition:
             for metric in memories:
                 self._gone.append(Change("histograms", output.histograms_key(each, source, metric), None))
         each.forgotten = True
-        self.touch(each)
+        self._dirty.touch(each)
 
     def _ends(self, each: Channel) -> list[int]:
         """When its open windows end."""
@@ -725,82 +627,8 @@ class Partition:
         said: list[Output] = []
         self._judge.by_hand(each, subject, change, said)
         each.pending += deferred(said)
-        self.touch(each)
+        self._dirty.touch(each)
         each.look_at = 0
-
-
-class _Kept(NamedTuple):
-    """What a snapshot has of a channel, to be let go of when it is kept and said."""
-
-    channel: Channel
-    packed: bytes | None
-    pending: int
-    #: Closed windows by size, start and version.
-    said: set[tuple[int, int, int]]
-    logs: channel.Logs
-
-
-class Snapshot:
-    """What is to be kept, and then said: `states`, then `outputs`, then `side`; and when all that is done, `done`.
-
-    `side` is of the tables beside the state: what they are to keep once the outputs are said.
-    """
-
-    def __init__(
-        self,
-        partition: Partition,
-        states: list[tuple[bytes, bytes | None]],
-        outputs: list[Output],
-        side: list[Change],
-    ) -> None:
-        self._partition = partition
-        self.states = states
-        self.outputs = outputs
-        self.side = side
-        self.kept: list[_Kept] = []
-
-    def done(self) -> None:
-        """All of it is kept and said: what was only held for that is let go of."""
-        for each, packed, pending, said, logs in self.kept:
-            del each.pending[:pending]
-            if each.packed is packed and each.deep is None:
-                each.let_go(logs if said else None)
-                self._partition.small(each)
-                each.saying = False
-            elif said:  # it has gone on meanwhile
-                deep = each.opened()
-                channel.settle(deep, said, logs)
-                each.saying = bool(deep.windows.loose)
-            if said:
-                weigh(each)
-                each.shut()
-            if not each.saying and not each.pending and each.over is None:
-                self._partition.hush(each)
-            if each.forgotten:
-                self._partition.touch(each)  # now that nothing of it waits any more
-        self._partition.lighter()
-
-
-def _fit(entries: dict[int, bytes]) -> None:
-    """Sum the oldest base windows of an entry up, so that it fits in a message; repeats in these are not seen."""
-    size = sum(map(len, entries.values()))
-    for start in sorted(entries):
-        if size <= _ENTRY_BYTES:
-            return
-        closed = closed_window(entries[start])
-        if closed.block is not None and closed.block.times:
-            windows.condense(closed.block)
-            size -= len(entries[start])
-            entries[start] = output.archived(closed)
-            size += len(entries[start])
-
-
-def weigh(each: Channel) -> None:
-    """Count the numbers that a channel keeps one by one."""
-    blocks = [*each.blocks]
-    if each.saying:
-        blocks += [closed.block for closed in each.looked().windows.loose if closed.block is not None]
-    each.weight = sum(len(block.times) * (len(block.columns) + 1) for block in blocks)
 
 
 def _is_repeat(each: Channel, record: Record) -> bool:

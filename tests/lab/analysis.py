@@ -10,9 +10,10 @@ from schemas import rules, wire
 from schemas.names import parted
 from schemas.reading import Reading
 from schemas.record import Headers
-from tables.analysis import Config, Partition, Snapshot, spans
+from tables.analysis import Config, Partition, spans
 from tables.output import Output
 from tables.rules import Rulebook
+from tables.snapshot import Snapshot
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND

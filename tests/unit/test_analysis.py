@@ -162,7 +162,7 @@ def test_state_is_restored_bit_for_bit(readings: list[Reading]) -> None:
     before = dict(kept.state)
     again = kept.begin()
     for each in again._channels.values():
-        again.touch(each)
+        again._dirty.touch(each)
     kept.keep(again, len(log))
     assert {key: value[9:] for key, value in kept.state.items()} == {key: value[9:] for key, value in before.items()}
 
