@@ -363,10 +363,19 @@ class Settings(BaseSettings):
         None, "HTTP_ADDR", text="HOST:PORT of the stage `api`, over IOTFLOW_WEB_BIND and IOTFLOW_WEB_PORT"
     )
     channel_size: int = setting(
-        50_000, "CHANNEL_SIZE", "CHANNEL_CAPACITY", text="intake waits at this many in flight", unit="records", ge=1
+        50_000,
+        "CHANNEL_SIZE",
+        "CHANNEL_CAPACITY",
+        text="intake waits at this many in flight; analyze takes at most 10,000",
+        unit="records",
+        ge=1,
     )
     max_inflight_bytes: Size = setting(
-        64 * 2**20, "IOTFLOW_MAX_INFLIGHT_BYTES", text="intake waits at this much in flight", unit="bytes", ge=64 * 1024
+        64 * 2**20,
+        "IOTFLOW_MAX_INFLIGHT_BYTES",
+        text="intake waits at this much in flight; analyze takes at most 8 MiB",
+        unit="bytes",
+        ge=64 * 1024,
     )
     chunk_records: int = setting(
         1000, "IOTFLOW_CHUNK_RECORDS", text="a chunk ends at this many", unit="records", ge=1, le=1_000_000
