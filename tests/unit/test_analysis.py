@@ -12,6 +12,7 @@ from schemas import latest, rules
 from schemas.names import parted
 from schemas.reading import Reading
 from schemas.rules import RuleSet
+from tables import snapshot
 from tables.rules import Rulebook
 from tests.lab.analysis import CONFIG, MINUTE, SECOND, SIZES, START, Kept, reading, recomputed, records
 
@@ -342,15 +343,37 @@ def test_what_a_closing_window_needs_is_in_the_table_and_not_in_memory() -> None
         kept.keep(partition, 5)
 
 
+def test_channels_that_had_to_close_windows_at_once_are_few_until_the_next_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a closing window needs is in memory then; the first round of a checkpoint makes room for more."""
+    monkeypatch.setattr(snapshot, "_CLOSED", 2)
+    kept = Kept()
+    partition = kept.begin()
+    log = records([reading(at, device, t=1.0) for at in (0, 63, 10) for device in "abc"])
+    partition.fold(log[:6], log[5].timestamp)
+    assert not partition.full, "windows that are over are left open"
+    partition.fold(log[6:7], log[5].timestamp)
+    assert not partition.full
+    partition.fold(log[7:], log[5].timestamp)
+    assert partition.full, "late readings have closed the windows of three"
+    kept.keep(partition, 9, most=1)
+    assert partition.full
+    kept.keep(partition, 9, most=1)
+    assert not partition.full
+    kept.keep(partition, 9)
+    assert partition.unsaid == 0
+
+
 def test_what_was_said_while_a_channel_went_on_is_not_still_to_be_said() -> None:
     """A reading between a snapshot and its end changes the channel, and gives it nothing to say."""
     partition = Kept().begin()
     log = records([reading(0, t=1.0), reading(63, t=1.0), reading(64, t=1.0)])
     partition.fold(log[:2], log[1].timestamp)
-    snapshot = partition.snapshot(1)
+    taken = partition.snapshot(1)
     partition.fold(log[2:], log[2].timestamp)
     assert partition.unsaid == 1
-    snapshot.done()
+    taken.done()
     assert (partition.unsaid, partition.waiting(0), partition.dirty) == (0, 0, 1)
 
 
