@@ -4,33 +4,20 @@ A record's key is the id of a pin as `schemas.datapoints.normalise` has it, lett
 two keys; its value is the pin's entry, and no value takes the entry away.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
 
-from aiokafka import AIOKafkaProducer
 from msgspec import Struct
 
-from app import check, kafka, topics, yaml
+from app import compacted, kafka, yaml
 from app.broadcast import Broadcast
+from app.compacted import Change, Plan
 from app.settings import Settings
 from app.telemetry import Telemetry
 from schemas import datapoints
 from schemas.datapoints import DataPoints, RegistryError
 from schemas.payload import quoted
 from schemas.point import Entry
-
-#: A broker that says nothing for longer than this is away; all together may take longer.
-SILENCE_S: Final = 60.0
-#: Changes that are sent together, and acknowledged before the next.
-_AT_ONCE: Final = 500
-#: Room for the framing of a record, and of the batch that it is alone in.
-_FRAME_BYTES: Final = 128
-#: As large as the client makes batches of more than one record, when that is not said.
-_BATCH_BYTES: Final = 16 * 1024
-_STOP_S: Final = 5.0
 
 
 def read(path: Path) -> dict[str, Entry]:
@@ -93,43 +80,13 @@ class Held(Struct):
     broken: dict[bytes, str]
 
 
-What = Literal["added", "changed", "removed"]
-
-
-class Change(Struct, frozen=True):
-    """A record to write; without an entry, one that takes away what was there."""
-
-    what: What
-    key: bytes
-    entry: Entry | None = None
-
-
-class Plan(Struct, frozen=True):
-    """What applying a file does. `kept` are keys that are only on the topic, and stay there."""
-
-    changes: Sequence[Change]
-    kept: Sequence[bytes]
-    unchanged: int
-
-
 async def held(settings: Settings) -> Held:
     """Read the topic to its present end.
 
     Raises what aiokafka raises, `TimeoutError`, and `TopicsError` where there is no topic.
     """
-    name = settings.topics.registry
-    async with asyncio.timeout(SILENCE_S):
-        missing = await topics.missing(settings)
-    if name in missing:
-        raise topics.TopicsError(f"there is no topic {name}: run iotflow topics apply")
-    last: dict[bytes, bytes | None] = {}
-    for record in await check.tail(settings, name, silence=SILENCE_S):
-        if record.key is not None:
-            last[record.key] = record.value
     found = Held({}, {})
-    for key, value in last.items():
-        if value is None:
-            continue
+    for key, value in (await compacted.held(settings, settings.topics.registry)).items():
         try:
             id_ = _id(key)
             found.entries[id_] = datapoints.decode(id_, value)
@@ -140,58 +97,20 @@ async def held(settings: Settings) -> Held:
 
 def plan(wanted: Mapping[str, Entry], there: Held, *, prune: bool) -> Plan:
     """How to make the topic hold what is wanted, and with `prune` nothing else."""
-    changes: list[Change] = []
-    for id_, entry in wanted.items():
-        key, before = id_.encode(), there.entries.get(id_)
-        if before is not None and datapoints.encode(before) == datapoints.encode(entry):
-            continue
-        changes.append(Change("added" if before is None and key not in there.broken else "changed", key, entry))
-    unchanged = len(wanted) - len(changes)
-    mine = {id_.encode() for id_ in wanted}
-    others = [key for key in (*map(str.encode, there.entries), *there.broken) if key not in mine]
-    if prune:
-        changes += [Change("removed", key) for key in others]
-    return Plan(changes, [] if prune else others, unchanged)
+    return compacted.plan(_values(wanted), {**_values(there.entries), **dict.fromkeys(there.broken, b"")}, prune=prune)
+
+
+def _values(entries: Mapping[str, Entry]) -> dict[bytes, bytes]:
+    """Entries as they stand on the topic, whatever it says in which order."""
+    return {id_.encode(): datapoints.encode(entry) for id_, entry in entries.items()}
 
 
 def fit(settings: Settings, changes: Sequence[Change]) -> None:
     """Raise `RegistryError` with the changes that are larger than the topic takes."""
-    limit = settings.topics.max_message_bytes
-    problems = []
-    for change in changes:
-        size = len(change.key) + len(_value(change) or b"") + _FRAME_BYTES
-        # Where a key already stands, there is room for it without a value.
-        if size > limit and change.entry is not None:
-            key = quoted(change.key.decode("utf-8", "replace"))
-            problems.append(f"{key}: takes {size} bytes, more than IOTFLOW_MAX_MESSAGE_BYTES, {limit}")
-    if problems:
+    if problems := compacted.too_large(settings, changes):
         raise RegistryError(problems)
 
 
 async def write(settings: Settings, changes: Sequence[Change]) -> None:
     """Return when the broker has acknowledged all changes. Raises what aiokafka raises, and `TimeoutError`."""
-    topic, limit = settings.topics.registry, settings.topics.max_message_bytes
-    producer = AIOKafkaProducer(
-        **kafka.client_args(settings),
-        enable_idempotence=True,
-        acks="all",
-        max_batch_size=min(_BATCH_BYTES, limit),
-        max_request_size=limit + _FRAME_BYTES,
-    )
-    try:
-        async with asyncio.timeout(SILENCE_S):
-            await producer.start()
-        for start in range(0, len(changes), _AT_ONCE):
-            async with asyncio.timeout(SILENCE_S):
-                some = changes[start : start + _AT_ONCE]
-                await asyncio.gather(
-                    *[await producer.send(topic, key=change.key, value=_value(change)) for change in some]
-                )
-    finally:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_S):
-                await producer.stop()
-
-
-def _value(change: Change) -> bytes | None:
-    return None if change.entry is None else datapoints.encode(change.entry)
+    await compacted.write(settings, settings.topics.registry, changes)

@@ -15,7 +15,7 @@ from app.cli._kafka import with_kafka
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from app.registry import Plan, What
+    from app.compacted import Change, Plan, What
     from app.settings import Settings
     from schemas.point import Entry, Point
 
@@ -142,7 +142,7 @@ def _show(plan: Plan, *, done: bool) -> None:
     words: dict[What, str] = {"added": "add", "changed": "change", "removed": "remove"}
     for change in plan.changes:
         word = change.what if done else words[change.what]
-        what = "" if change.entry is None else _summary(change.entry)
+        what = _summary(change)
         # Text, not markup: names may hold brackets.
         table.add_row(Text(_text(change.key)), Text(word, style=_STYLES[change.what]), Text(what))
     console = Console()
@@ -180,7 +180,12 @@ def _text(key: bytes) -> str:
     return text if text.isprintable() and 0 < len(text) <= QUOTED_CHARS else quoted(text)
 
 
-def _summary(entry: Entry) -> str:
+def _summary(change: Change) -> str:
+    from schemas import datapoints
+
+    if change.value is None:
+        return ""
+    entry = datapoints.decode(change.key.decode(), change.value)
     points = ", ".join(map(_point, entry.points))
     return f"{entry.name}: {points}" if entry.name else points
 

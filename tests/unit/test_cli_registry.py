@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from app import registry
+from app import compacted, registry
 from app.cli import main
-from app.registry import Change, Held, Plan
+from app.compacted import Change, Plan
+from app.registry import Held
 from schemas.datapoints import encode, parse
 from schemas.point import Entry
 
@@ -107,7 +108,7 @@ def test_a_broker_that_is_away_is_said(good: str, arguments: tuple[str, ...]) ->
 
 
 def test_a_broker_that_is_silent_is_given_up(good: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "SILENCE_S", 0.2)
+    monkeypatch.setattr(compacted, "SILENCE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         done = run("apply", good, env={"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{server.getsockname()[1]}"})
     assert done.exit_code == 1
@@ -153,7 +154,7 @@ def test_only_what_differs_is_written() -> None:
     there = Held(entries(p1_1=0, p1_2=5, p1_9=0), {})
     changed, added = wanted["e4fd45f654be/1/2"], wanted["e4fd45f654be/1/3"]
     assert registry.plan(wanted, there, prune=False) == Plan(
-        [Change("changed", key("1/2"), changed), Change("added", key("1/3"), added)], [key("1/9")], 1
+        [Change("changed", key("1/2"), encode(changed)), Change("added", key("1/3"), encode(added))], [key("1/9")], 1
     )
 
 
@@ -169,7 +170,9 @@ def test_what_is_only_on_the_topic_goes_when_it_is_pruned() -> None:
 def test_a_record_that_is_broken_is_written_again() -> None:
     there = Held({}, {key("1/1"): "is not JSON"})
     wanted = entries(p1_1=0)
-    assert registry.plan(wanted, there, prune=True) == Plan([Change("changed", key("1/1"), *wanted.values())], [], 0)
+    assert registry.plan(wanted, there, prune=True) == Plan(
+        [Change("changed", key("1/1"), *map(encode, wanted.values()))], [], 0
+    )
 
 
 def test_an_entry_that_says_its_defaults_is_no_other() -> None:
