@@ -126,7 +126,7 @@ class Partition:
     # -- restoring and keeping -----------------------------------------------------------------------------------------
 
     def restore(self, key: bytes, value: bytes) -> None:
-        """Take over an entry of the table `state`. Raises `ValueError` for one of a later release."""
+        """Take over an entry of the table `state`. Raises `ValueError` for one of another release."""
         found = channel.restore(key, value, self.config.sizes, self._fetch)
         self._channels[found.place] = found
         found.expected = self._named(found.measurement)
@@ -180,7 +180,7 @@ class Partition:
         self._gone = []
         for each in list(islice(self._dirty.due(before), most)):
             if each.over is not None:
-                self._roll(each, each.over)
+                self._roll(each, each.over)  # not closed: it is packed as soon as it is in
             if found.add(each, generation, self._judge.learnt):
                 del self._channels[each.place]
         return found
@@ -469,7 +469,7 @@ class Partition:
     def _leave(self, each: Channel, to: int) -> None:
         """Windows end by `to`: they are to be closed."""
         if each.over is None:
-            each.over, each.left = to, self._now
+            each.over, each.over_since = to, self._now
             self._dirty.touch(each)
         elif any(each.over < block.start + self._base.size <= to for block in each.blocks):
             each.over = to
@@ -521,7 +521,7 @@ class Partition:
         """Let rules and detectors that look at windows of this size see one."""
         size = self.config.sizes[closed.level]
         end = closed.start + size.size
-        found = Circumstances(end, each.left, self._old(end, each.left))
+        found = Circumstances(end, each.over_since, self._old(end, each.over_since))
         for metric, moments in closed.series.items():
             watch = each.watches.get(metric) or self._judge.watch(each, metric)
             if size.name in watch.detectors:
@@ -555,7 +555,7 @@ class Partition:
         return bool(self._waiting)
 
     def _look(self, each: Channel, now: int) -> None:
-        if each.over is not None and now - each.left < _LEFT_US:
+        if each.over is not None and now - each.over_since < _LEFT_US:
             each.look_at = min(each.look_at, now)
             return
         self._close(each)

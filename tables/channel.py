@@ -131,7 +131,6 @@ class Channel:
         "key",
         "latest",
         "latest_due",
-        "left",
         "look_at",
         "measurement",
         "metrics",
@@ -139,6 +138,7 @@ class Channel:
         "newest",
         "online",
         "over",
+        "over_since",
         "packed",
         "pending",
         "position",
@@ -196,7 +196,7 @@ class Channel:
         self.closed = _LONG_AGO
         #: Windows that end by then are to be closed (µs), None if there are none; and since when that is so.
         self.over: int | None = None
-        self.left = 0
+        self.over_since = 0
         self.histograms: dict[tuple[str, str], Histograms] = {}
         #: When the clock next matters for it (µs).
         self.look_at = 0
